@@ -1,0 +1,6 @@
+//! Moves a running VM between two stock QEMUs.
+
+pub mod cmd;
+pub mod disks;
+pub mod qmp;
+pub mod vm;

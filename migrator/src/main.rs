@@ -1,1 +1,42 @@
-fn main() {}
+//! `pct-vmi`: parses the command line, runs one subcommand, turns its end into an exit code.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use migrator::cmd;
+
+/// Live migration of data-intensive VMs: page cache comes from shared storage, the rest over the
+/// LAN, every byte proven.
+#[derive(Debug, Parser)]
+#[command(name = "pct-vmi", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what a VM's page cache holds and what of it shared storage can restore.
+    Scan(cmd::scan::ScanArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let outcome = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(async {
+            match cli.command {
+                Command::Scan(args) => cmd::scan::run(args).await,
+            }
+        })
+    });
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            anstream::eprintln!("pct-vmi: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Disks as QEMU knows them.

@@ -1,0 +1,1 @@
+//! Resolves `<vm>`.
