@@ -1,0 +1,58 @@
+//! The digest that joins what storage holds to what QEMU sent: BLAKE3, keyed with a fresh random
+//! key per migration, cut to 128 bits. A guest cannot prepare a collision for a key it does not
+//! know, so the key must never be derived from anything a guest can see.
+
+use serde::{Deserialize, Serialize};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// The digest of one page: 16 bytes.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+    Unaligned,
+)]
+#[repr(C)]
+pub struct Digest(pub [u8; 16]);
+
+/// The key of one migration: 32 bytes that only the two hosts know.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct DigestKey([u8; 32]);
+
+impl DigestKey {
+    /// A fresh key from the kernel's random numbers.
+    pub fn fresh() -> std::io::Result<DigestKey> {
+        let mut key = [0; 32];
+        getrandom::fill(&mut key)?;
+        Ok(DigestKey(key))
+    }
+
+    /// A fixed key, for tests that must repeat themselves.
+    pub fn from_bytes(key: [u8; 32]) -> DigestKey {
+        DigestKey(key)
+    }
+
+    /// The digest of `page`.
+    pub fn digest(&self, page: &[u8]) -> Digest {
+        let hash = blake3::keyed_hash(&self.0, page);
+        let (cut, _) = hash
+            .as_bytes()
+            .split_first_chunk()
+            .expect("BLAKE3 gives 32 bytes");
+        Digest(*cut)
+    }
+}
+
+impl std::fmt::Debug for DigestKey {
+    // A key in a log would be a key that others know.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DigestKey(..)")
+    }
+}

@@ -1,0 +1,262 @@
+//! The source's core: decides for every emission of QEMU's what the destination is told, which pages are
+//! stolen from the plan, and how long QEMU must not be let to its end.
+//!
+//! A page of the plan is *open* until both hosts know who supplies its bytes. While one is open, the
+//! stream is not read to the end of its first pass (DESIGN: pacing), so that QEMU cannot stop the guest.
+
+use super::digest::{Digest, DigestKey};
+use super::plan::{Bitmap, Plan};
+use super::ram::{PAGE_BYTES, RamPage};
+use super::wire::{Outcome, Record};
+
+/// What is known of a page. The digest beside it means what the variant says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Only the LAN carries it.
+    Plain,
+    /// In the plan, not emitted, and nobody has its bytes yet. Open.
+    Planned,
+    /// Not emitted; the destination has bytes of this digest.
+    Early,
+    /// Emitted as a claim of this digest, not answered yet. Open.
+    Claimed,
+    /// The last emission has this digest and the destination has it.
+    Met,
+}
+
+/// How an emission is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Telling {
+    /// With its content.
+    Content,
+    /// With its digest only.
+    Claim(Digest),
+    /// Not at all: the destination has exactly this.
+    Nothing,
+}
+
+/// Pages by how they were told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Emissions sent with content.
+    pub content: u64,
+    /// Emissions sent as a claim.
+    pub claimed: u64,
+    /// Emissions of zero pages.
+    pub zero: u64,
+    /// Pages sent ahead of QEMU or instead of storage.
+    pub stolen: u64,
+    /// Pages that the destination asked for.
+    pub needed: u64,
+    /// Emissions that repeated what the destination has.
+    pub unchanged: u64,
+}
+
+/// The source's page states: 17 bytes a page.
+#[derive(Debug)]
+pub struct Dispatcher {
+    key: DigestKey,
+    plan: Plan,
+    state: Vec<State>,
+    digest: Vec<Digest>,
+    seen: Bitmap,
+    /// Pages of the first pass that were not emitted yet.
+    unseen: u32,
+    /// Pages that are [`State::Planned`] or [`State::Claimed`].
+    open: u32,
+    /// Positions from here on are stolen.
+    back: u32,
+    /// Positions before here are being read by the destination: stolen last.
+    issued: u32,
+    may_steal: bool,
+    counts: Counts,
+}
+
+impl Dispatcher {
+    /// A dispatcher for a guest of `pages` pages. Without `may_steal` storage alone serves the plan.
+    pub fn new(pages: u32, plan: Plan, key: DigestKey, may_steal: bool) -> Dispatcher {
+        let mut state = vec![State::Plain; pages as usize];
+        for run in plan.runs() {
+            state[run.page.index()..run.page.index() + run.pages as usize].fill(State::Planned);
+        }
+        Dispatcher {
+            key,
+            state,
+            digest: vec![Digest::default(); pages as usize],
+            seen: Bitmap::new(pages),
+            unseen: pages,
+            open: plan.pages(),
+            back: plan.pages(),
+            issued: 0,
+            may_steal,
+            counts: Counts::default(),
+            plan,
+        }
+    }
+
+    /// QEMU said how many pages its first pass has.
+    pub fn first_pass(&mut self, pages: u32) {
+        self.unseen = pages;
+    }
+
+    /// Pages of the first pass that QEMU has not emitted yet.
+    pub fn unseen(&self) -> u32 {
+        self.unseen
+    }
+
+    /// Pages of the plan for which it is not settled who supplies them.
+    pub fn open(&self) -> u32 {
+        self.open
+    }
+
+    /// Pages so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// QEMU emitted `page` as all zero.
+    pub fn emit_zero(&mut self, page: RamPage) {
+        self.see(page);
+        self.set(page, State::Plain, Digest::default());
+        self.counts.zero += 1;
+    }
+
+    /// QEMU emitted `page` with `content`: how to tell it.
+    pub fn emit(&mut self, page: RamPage, content: &[u8; PAGE_BYTES]) -> Telling {
+        self.see(page);
+        let state = self.state[page.index()];
+        if state == State::Plain {
+            self.counts.content += 1;
+            return Telling::Content;
+        }
+        let digest = self.key.digest(content);
+        let same = digest == self.digest[page.index()];
+        match state {
+            State::Planned => self.claim(page, digest),
+            State::Early if same => self.claim(page, digest),
+            State::Claimed | State::Met if same => {
+                self.counts.unchanged += 1;
+                Telling::Nothing
+            }
+            State::Plain | State::Early | State::Claimed | State::Met => {
+                self.set(page, State::Plain, digest);
+                self.counts.content += 1;
+                Telling::Content
+            }
+        }
+    }
+
+    /// The destination reported what became of `page`. Whether the page must now be read and
+    /// [answered](Dispatcher::answer).
+    pub fn report(&mut self, page: RamPage, outcome: Outcome) -> bool {
+        let state = self.state[page.index()];
+        match (outcome, state) {
+            (Outcome::Have(digest), State::Planned) => self.set(page, State::Early, digest),
+            (Outcome::Lost, State::Planned) => self.set(page, State::Plain, Digest::default()),
+            (Outcome::Met, State::Claimed) => {
+                self.set(page, State::Met, self.digest[page.index()]);
+            }
+            (Outcome::Need, State::Claimed) => return true,
+            // The page was emitted or stolen while the report was under way: that settled it.
+            _ => {}
+        }
+        false
+    }
+
+    /// What to tell of a page that the destination needs, whose bytes in guest RAM now are `bytes`.
+    /// Nothing when it was emitted again in the meantime.
+    pub fn answer<'a>(&mut self, page: RamPage, bytes: &'a [u8; PAGE_BYTES]) -> Option<Record<'a>> {
+        let record = self.fulfil(page, bytes);
+        self.counts.needed += u64::from(record.is_some());
+        record
+    }
+
+    /// The page's RAM cannot be read, so nobody but QEMU can supply it. Whether that is too late: it was
+    /// claimed, and QEMU will not emit it again unless the guest writes to it.
+    pub fn unreadable(&mut self, page: RamPage) -> bool {
+        match self.state[page.index()] {
+            State::Planned => {
+                self.set(page, State::Plain, Digest::default());
+                false
+            }
+            State::Claimed => true,
+            State::Plain | State::Early | State::Met => false,
+        }
+    }
+
+    /// The destination has issued reads for all positions before `issued`.
+    pub fn issued(&mut self, issued: u32) {
+        self.issued = self.issued.max(issued.min(self.plan.pages()));
+    }
+
+    /// Whether there is a page to steal.
+    pub fn can_steal(&self) -> bool {
+        self.may_steal && self.open > 0 && self.back > 0
+    }
+
+    /// Takes up to `pages` open pages from the far end of the plan. Those that the destination is reading
+    /// come last, and for them the LAN is a second supplier: that ends a stall. Returns the position
+    /// from which on the plan is now stolen.
+    pub fn steal(&mut self, pages: usize, into: &mut Vec<RamPage>) -> u32 {
+        while self.can_steal() && into.len() < pages {
+            self.back -= 1;
+            let (page, _, _) = self.plan.at(self.back);
+            if matches!(self.state[page.index()], State::Planned | State::Claimed) {
+                into.push(page);
+            }
+        }
+        self.back
+    }
+
+    /// Whether the destination is about to read what would be stolen next.
+    pub fn is_stealing_issued(&self) -> bool {
+        self.back <= self.issued
+    }
+
+    /// What to tell of a stolen page, whose bytes in guest RAM now are `bytes`.
+    pub fn stolen<'a>(&mut self, page: RamPage, bytes: &'a [u8; PAGE_BYTES]) -> Option<Record<'a>> {
+        let record = if self.state[page.index()] == State::Planned {
+            self.set(page, State::Early, self.key.digest(bytes));
+            Some(Record::Early(page, bytes))
+        } else {
+            self.fulfil(page, bytes)
+        };
+        self.counts.stolen += u64::from(record.is_some());
+        record
+    }
+
+    /// The content of a claimed page, if guest RAM still holds what was claimed. If not, the guest has written
+    /// to it since the emission, so QEMU will emit it again.
+    fn fulfil<'a>(&mut self, page: RamPage, bytes: &'a [u8; PAGE_BYTES]) -> Option<Record<'a>> {
+        if self.state[page.index()] != State::Claimed {
+            return None;
+        }
+        let claimed = self.digest[page.index()];
+        if self.key.digest(bytes) == claimed {
+            self.set(page, State::Met, claimed);
+            return Some(Record::Content(page, bytes));
+        }
+        self.set(page, State::Plain, Digest::default());
+        Some(Record::Dirtied(page))
+    }
+
+    fn claim(&mut self, page: RamPage, digest: Digest) -> Telling {
+        self.set(page, State::Claimed, digest);
+        self.counts.claimed += 1;
+        Telling::Claim(digest)
+    }
+
+    fn see(&mut self, page: RamPage) {
+        if self.seen.insert(page) {
+            self.unseen = self.unseen.saturating_sub(1);
+        }
+    }
+
+    fn set(&mut self, page: RamPage, state: State, digest: Digest) {
+        let open = |state| u32::from(matches!(state, State::Planned | State::Claimed));
+        let was = self.state[page.index()];
+        self.open = self.open - open(was) + open(state);
+        self.state[page.index()] = state;
+        self.digest[page.index()] = digest;
+    }
+}

@@ -1,0 +1,539 @@
+//! Our wire protocol: preface, frames, page records. PROTOCOL.md describes it for readers.
+//!
+//! The peer's bytes are hostile: every length is checked before it is used, zero is no valid kind.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::digest::{Digest, DigestKey};
+use super::plan::PlanRun;
+use super::ram::{PAGE_BYTES, RamBlock, RamPage};
+
+/// The protocol's versions that this program speaks, best last.
+pub const VERSIONS: [u16; 1] = [1];
+const MAGIC: [u8; 8] = *b"PCT-VMI\n";
+/// Bytes of the preface, from either side.
+pub const PREFACE_BYTES: usize = 12;
+/// Bytes of a frame's header.
+pub const HEADER_BYTES: usize = 8;
+/// The longest frame body. Larger ones would make a small message behind them wait: 1 MiB takes 84 ms at 100 Mbit/s.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// What is wrong with the peer's bytes.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum WireError {
+    /// Not this protocol at all.
+    #[error("the peer does not speak pct-vmi's protocol (its first bytes are {0:02x?})")]
+    Magic([u8; 8]),
+    /// No common version.
+    #[error(
+        "the peer speaks protocol versions {lowest} to {highest}, this pct-vmi {} to {}; install the same release on both hosts",
+        VERSIONS[0], VERSIONS[VERSIONS.len() - 1]
+    )]
+    Version {
+        /// The peer's lowest.
+        lowest: u16,
+        /// The peer's highest.
+        highest: u16,
+    },
+    /// A frame that cannot be.
+    #[error("the peer sent a bad frame: {0}")]
+    Frame(String),
+}
+
+fn bad<T>(what: impl Into<String>) -> Result<T, WireError> {
+    Err(WireError::Frame(what.into()))
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Preface {
+    magic: [u8; 8],
+    lowest: U16,
+    highest: U16,
+}
+
+/// The preface that either side sends first: the versions it speaks.
+pub fn preface() -> [u8; PREFACE_BYTES] {
+    let [lowest, highest] = [VERSIONS[0], VERSIONS[VERSIONS.len() - 1]].map(U16::new);
+    zerocopy::transmute!(Preface {
+        magic: MAGIC,
+        lowest,
+        highest
+    })
+}
+
+/// The best version that both sides speak.
+pub fn choose_version(peer: &[u8; PREFACE_BYTES]) -> Result<u16, WireError> {
+    let peer: &Preface = zerocopy::transmute_ref!(peer);
+    if peer.magic != MAGIC {
+        return Err(WireError::Magic(peer.magic));
+    }
+    let (lowest, highest) = (peer.lowest.get(), peer.highest.get());
+    let common = VERSIONS
+        .into_iter()
+        .rev()
+        .find(|version| (lowest..=highest).contains(version));
+    common.ok_or(WireError::Version { lowest, highest })
+}
+
+/// What a frame is. Values are the wire's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// S: the VM, the key, the disks.
+    Hello = 1,
+    /// S: runs of the plan, in order.
+    Plan = 2,
+    /// S: the plan is whole.
+    PlanEnd = 3,
+    /// S: bytes of QEMU's stream to be passed on as they are.
+    Raw = 4,
+    /// S: the start of section "ram".
+    RamStart = 5,
+    /// S: page records, in the order of QEMU's emissions.
+    Pages = 6,
+    /// S: every page has had its last emission.
+    RamEnd = 7,
+    /// S: QEMU's stream is over.
+    StreamEnd = 8,
+    /// S: the plan's positions from here on are carried by the LAN.
+    Stolen = 9,
+    /// S: the guest is the destination's.
+    Run = 10,
+    /// S or D: give up, with the reason.
+    Abort = 11,
+    /// D: accepted.
+    Welcome = 32,
+    /// D: what became of pages.
+    Reports = 33,
+    /// D: how far the reader is.
+    Progress = 34,
+    /// D: bytes of QEMU's return path.
+    ReturnPath = 35,
+    /// D: all pages settled, device state loaded, guest paused.
+    Loaded = 36,
+    /// D: the guest is up as it was asked for.
+    Running = 37,
+}
+
+impl Kind {
+    const ALL: [Kind; 17] = [
+        Kind::Hello,
+        Kind::Plan,
+        Kind::PlanEnd,
+        Kind::Raw,
+        Kind::RamStart,
+        Kind::Pages,
+        Kind::RamEnd,
+        Kind::StreamEnd,
+        Kind::Stolen,
+        Kind::Run,
+        Kind::Abort,
+        Kind::Welcome,
+        Kind::Reports,
+        Kind::Progress,
+        Kind::ReturnPath,
+        Kind::Loaded,
+        Kind::Running,
+    ];
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Header {
+    kind: u8,
+    zero: [u8; 3],
+    len: U32,
+}
+
+/// A frame: its header and `body`.
+pub fn frame(kind: Kind, body: &[u8]) -> Vec<u8> {
+    let mut frame = begin(kind, body.len());
+    frame.extend_from_slice(body);
+    end(frame)
+}
+
+/// A frame whose body is `message` in postcard's encoding.
+pub fn message_frame(kind: Kind, message: &impl Serialize) -> Vec<u8> {
+    let body = postcard::to_stdvec(message).expect("plain data always encodes");
+    frame(kind, &body)
+}
+
+/// A frame whose body is `items` one behind the other.
+pub fn array_frame<T: IntoBytes + Immutable>(kind: Kind, items: &[T]) -> Vec<u8> {
+    frame(kind, items.as_bytes())
+}
+
+fn begin(kind: Kind, capacity: usize) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(HEADER_BYTES + capacity);
+    let header = Header {
+        kind: kind as u8,
+        zero: [0; 3],
+        len: U32::ZERO,
+    };
+    frame.extend_from_slice(header.as_bytes());
+    frame
+}
+
+fn end(mut frame: Vec<u8>) -> Vec<u8> {
+    let len = frame.len() - HEADER_BYTES;
+    assert!(
+        len <= BODY_BYTES_MAX,
+        "a frame of {len} bytes would be refused by the peer"
+    );
+    frame[4..8].copy_from_slice(&(len as u32).to_le_bytes());
+    frame
+}
+
+/// Checks a frame's header: its kind and the length of its body.
+pub fn parse_header(header: &[u8; HEADER_BYTES]) -> Result<(Kind, usize), WireError> {
+    let header: &Header = zerocopy::transmute_ref!(header);
+    let Some(kind) = Kind::ALL
+        .into_iter()
+        .find(|kind| *kind as u8 == header.kind)
+    else {
+        return bad(format!("kind {}", header.kind));
+    };
+    let len = header.len.get() as usize;
+    if len > BODY_BYTES_MAX || header.zero != [0; 3] {
+        return bad(format!(
+            "{kind:?} of {len} bytes; at most {BODY_BYTES_MAX} are allowed"
+        ));
+    }
+    Ok((kind, len))
+}
+
+/// Decodes a body that [`message_frame`] made.
+pub fn parse_message<T: DeserializeOwned>(kind: Kind, body: &[u8]) -> Result<T, WireError> {
+    let decoded = postcard::take_from_bytes(body);
+    match decoded {
+        Ok((message, [])) => Ok(message),
+        Ok(_) => bad(format!("{kind:?} with bytes left over")),
+        Err(error) => bad(format!("{kind:?}: {error}")),
+    }
+}
+
+/// Decodes a body that [`array_frame`] made.
+pub fn parse_array<T>(kind: Kind, body: &[u8]) -> Result<&[T], WireError>
+where
+    T: FromBytes + Immutable + KnownLayout + Unaligned,
+{
+    match <[T]>::ref_from_bytes(body) {
+        Ok(items) => Ok(items),
+        Err(_) => bad(format!("{kind:?} of {} bytes", body.len())),
+    }
+}
+
+/// One disk of the VM, as source and destination recognise it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskIdentity {
+    /// The guest kernel's name, such as `vda`.
+    pub name: String,
+    /// PCI address in the guest, such as `0000:00:02.0`.
+    pub pci_address: String,
+    /// Size in bytes.
+    pub bytes: u64,
+}
+
+/// The source's first message.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Hello {
+    /// Names the migration in both journals.
+    pub id: u128,
+    /// The digest's key.
+    pub key: DigestKey,
+    /// RAM blocks in QEMU's order; pages are numbered over them.
+    pub ram: Vec<RamBlock>,
+    /// The disks that the plan numbers.
+    pub disks: Vec<DiskIdentity>,
+    /// The source QEMU's version, for messages.
+    pub qemu_version: (u64, u64),
+    /// Whether the source QEMU can wait for the switchover's acknowledgement.
+    pub switchover_ack: bool,
+}
+
+/// The destination's answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The destination QEMU's version, for messages.
+    pub qemu_version: (u64, u64),
+    /// Whether the destination QEMU will acknowledge the switchover.
+    pub switchover_ack: bool,
+}
+
+/// What to do with the guest once it is the destination's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Whether it runs; otherwise it stays paused.
+    pub resume: bool,
+}
+
+/// How far the destination's reader is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Reads for all positions before this one have been issued.
+    pub issued: u32,
+    /// Bytes read from storage.
+    pub san_bytes: u64,
+    /// Time during which at least one read was outstanding, in microseconds.
+    pub san_busy_us: u64,
+}
+
+/// A run of the plan on the wire.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct WireRun {
+    page: U32,
+    pages: U32,
+    disk: U32,
+    zero: U32,
+    offset: U64,
+}
+
+impl From<&PlanRun> for WireRun {
+    fn from(run: &PlanRun) -> WireRun {
+        WireRun {
+            page: run.page.0.into(),
+            pages: run.pages.into(),
+            disk: run.disk.into(),
+            zero: U32::ZERO,
+            offset: run.offset.into(),
+        }
+    }
+}
+
+impl From<&WireRun> for PlanRun {
+    fn from(run: &WireRun) -> PlanRun {
+        PlanRun {
+            page: RamPage(run.page.get()),
+            pages: run.pages.get(),
+            disk: run.disk.get(),
+            offset: run.offset.get(),
+        }
+    }
+}
+
+/// Frames that carry a plan, and the one that ends it.
+pub fn plan_frames(runs: &[PlanRun]) -> impl Iterator<Item = Vec<u8>> {
+    const RUNS_MAX: usize = BODY_BYTES_MAX / size_of::<WireRun>();
+    runs.chunks(RUNS_MAX)
+        .map(|runs| {
+            array_frame(
+                Kind::Plan,
+                &runs.iter().map(WireRun::from).collect::<Vec<WireRun>>(),
+            )
+        })
+        .chain(std::iter::once_with(|| frame(Kind::PlanEnd, &[])))
+}
+
+/// What became of a page at the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Read before any emission; the digest of what was read.
+    Have(Digest),
+    /// The claim is met.
+    Met,
+    /// The claim cannot be met: send the page.
+    Need,
+    /// Storage failed before any emission.
+    Lost,
+}
+
+/// A page's outcome on the wire.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Report {
+    page: U32,
+    kind: u8,
+    zero: [u8; 3],
+    digest: Digest,
+}
+
+impl Report {
+    /// The report that `page` had this outcome.
+    pub fn new(page: RamPage, outcome: Outcome) -> Report {
+        let (kind, digest) = match outcome {
+            Outcome::Have(digest) => (1, digest),
+            Outcome::Met => (2, Digest::default()),
+            Outcome::Need => (3, Digest::default()),
+            Outcome::Lost => (4, Digest::default()),
+        };
+        Report {
+            page: page.0.into(),
+            kind,
+            zero: [0; 3],
+            digest,
+        }
+    }
+
+    /// Page and outcome; the page must be below `ram_pages`.
+    pub fn parse(&self, ram_pages: u32) -> Result<(RamPage, Outcome), WireError> {
+        let page = checked(self.page.get(), ram_pages)?;
+        let outcome = match self.kind {
+            1 => Outcome::Have(self.digest),
+            2 => Outcome::Met,
+            3 => Outcome::Need,
+            4 => Outcome::Lost,
+            kind => return bad(format!("report kind {kind}")),
+        };
+        Ok((page, outcome))
+    }
+}
+
+/// What the source tells of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Record<'a> {
+    /// Emitted: this many pages from here on are all zero.
+    Zero(RamPage, u16),
+    /// Emitted: the content.
+    Content(RamPage, &'a [u8; PAGE_BYTES]),
+    /// Emitted: only the content's digest.
+    Claim(RamPage, Digest),
+    /// Not emitted yet: provisional bytes.
+    Early(RamPage, &'a [u8; PAGE_BYTES]),
+    /// The claim no longer holds: QEMU will emit the page again.
+    Dirtied(RamPage),
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RecordHead {
+    page: U32,
+    count: U16,
+    kind: u8,
+    zero: u8,
+}
+
+/// Builds a [`Kind::Pages`] frame record by record.
+#[derive(Debug)]
+pub struct PagesFrame {
+    frame: Vec<u8>,
+    /// Where the last record is when it is a run of zero pages that may grow.
+    zeros: Option<usize>,
+}
+
+impl PagesFrame {
+    /// An empty frame with room for `capacity` bytes.
+    pub fn new(capacity: usize) -> PagesFrame {
+        PagesFrame {
+            frame: begin(Kind::Pages, capacity),
+            zeros: None,
+        }
+    }
+
+    /// Bytes of the body so far.
+    pub fn len(&self) -> usize {
+        self.frame.len() - HEADER_BYTES
+    }
+
+    /// Whether there is no record yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds a record; zero pages that are neighbours become one.
+    pub fn push(&mut self, record: &Record<'_>) {
+        let (page, count, kind, payload): (_, _, _, &[u8]) = match record {
+            Record::Zero(page, count) => {
+                if self.grow_zeros(*page, *count) {
+                    return;
+                }
+                self.zeros = Some(self.frame.len());
+                (page, *count, 1, &[])
+            }
+            Record::Content(page, content) => (page, 1, 2, content.as_slice()),
+            Record::Claim(page, digest) => (page, 1, 3, digest.as_bytes()),
+            Record::Early(page, content) => (page, 1, 4, content.as_slice()),
+            Record::Dirtied(page) => (page, 1, 5, &[]),
+        };
+        if kind != 1 {
+            self.zeros = None;
+        }
+        let head = RecordHead {
+            page: page.0.into(),
+            count: count.into(),
+            kind,
+            zero: 0,
+        };
+        self.frame.extend_from_slice(head.as_bytes());
+        self.frame.extend_from_slice(payload);
+    }
+
+    fn grow_zeros(&mut self, page: RamPage, count: u16) -> bool {
+        let Some(at) = self.zeros else { return false };
+        let (head, _) = RecordHead::mut_from_prefix(&mut self.frame[at..]).expect("a record head");
+        let follows = head.page.get() + u32::from(head.count.get()) == page.0;
+        match head.count.get().checked_add(count) {
+            Some(sum) if follows => head.count = sum.into(),
+            _ => return false,
+        }
+        true
+    }
+
+    /// The frame.
+    pub fn finish(self) -> Vec<u8> {
+        end(self.frame)
+    }
+}
+
+/// The records of a [`Kind::Pages`] body. Ends at the first error; all pages are below `ram_pages`.
+pub fn parse_pages(
+    body: &[u8],
+    ram_pages: u32,
+) -> impl Iterator<Item = Result<Record<'_>, WireError>> {
+    let mut rest = Some(body);
+    std::iter::from_fn(move || {
+        let body = rest.take().filter(|body| !body.is_empty())?;
+        Some(parse_record(body, ram_pages).map(|(record, behind)| {
+            rest = Some(behind);
+            record
+        }))
+    })
+}
+
+fn parse_record(body: &[u8], ram_pages: u32) -> Result<(Record<'_>, &[u8]), WireError> {
+    let Ok((head, payload)) = RecordHead::ref_from_prefix(body) else {
+        return bad("a page record cut short");
+    };
+    let page = checked(head.page.get(), ram_pages)?;
+    let count = head.count.get();
+    if count == 0 || (count != 1 && head.kind != 1) || head.zero != 0 {
+        return bad(format!(
+            "a page record of kind {} for {count} pages",
+            head.kind
+        ));
+    }
+    match head.kind {
+        1 => {
+            checked(page.0.saturating_add(u32::from(count) - 1), ram_pages)?;
+            Ok((Record::Zero(page, count), payload))
+        }
+        2 => content(payload).map(|(content, rest)| (Record::Content(page, content), rest)),
+        3 => match Digest::read_from_prefix(payload) {
+            Ok((digest, rest)) => Ok((Record::Claim(page, digest), rest)),
+            Err(_) => bad("a claim cut short"),
+        },
+        4 => content(payload).map(|(content, rest)| (Record::Early(page, content), rest)),
+        5 => Ok((Record::Dirtied(page), payload)),
+        kind => bad(format!("a page record of kind {kind}")),
+    }
+}
+
+fn content(payload: &[u8]) -> Result<(&[u8; PAGE_BYTES], &[u8]), WireError> {
+    payload
+        .split_first_chunk()
+        .ok_or_else(|| WireError::Frame("a page cut short".into()))
+}
+
+fn checked(page: u32, ram_pages: u32) -> Result<RamPage, WireError> {
+    if page >= ram_pages {
+        return bad(format!("page {page} of a guest of {ram_pages} pages"));
+    }
+    Ok(RamPage(page))
+}
+
+#[cfg(test)]
+#[path = "wire_tests.rs"]
+mod tests;
