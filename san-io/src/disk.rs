@@ -1,0 +1,129 @@
+//! A disk of the VM: a raw image file or a block device, opened read-only with O_DIRECT. Must
+//! refuse what would be read through the page cache instead.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, OFlags, StatxFlags};
+
+use crate::error::DiskError;
+
+/// include/uapi/linux/magic.h
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+
+/// Used where the kernel tells no alignment: no file system or device wants more than a page.
+const ALIGNMENT_FALLBACK: u32 = 4096;
+
+/// An opened disk: its size is the one at the time of opening.
+#[derive(Debug)]
+pub struct Disk {
+    pub(crate) file: File,
+    path: Arc<Path>,
+    size: u64,
+    alignment: u32,
+}
+
+impl Disk {
+    /// Opens a regular file or block device for reading past the page cache. Blocks as open(2)
+    /// does: for ever, when the file system of `path` hangs.
+    pub fn open(path: &Path) -> Result<Self, DiskError> {
+        let failed = |source| DiskError::Open {
+            path: path.into(),
+            source,
+        };
+        // Looked at first: opening a FIFO would wait for its writer.
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(DiskError::NotADisk { path: path.into() });
+        }
+        let mut file = open_direct(path)?;
+        let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let alignment = if kind.is_block_device() {
+            rustix::fs::ioctl_blksszget(&file).unwrap_or(ALIGNMENT_FALLBACK)
+        } else {
+            file_alignment(&file, path)?
+        };
+        Ok(Self {
+            file,
+            path: path.into(),
+            size,
+            alignment,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// What offsets and lengths of direct reads are multiples of: a power of two, in bytes. Callers
+    /// of [`crate::Reader`] need not care.
+    pub fn alignment(&self) -> u32 {
+        self.alignment
+    }
+
+    pub(crate) fn shared_path(&self) -> Arc<Path> {
+        self.path.clone()
+    }
+}
+
+fn open_direct(path: &Path) -> Result<File, DiskError> {
+    let flags = (OFlags::DIRECT | OFlags::NOCTTY).bits() as i32;
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = opened.map_err(|source| match source.raw_os_error() {
+        // open(2): EINVAL is how a file system says that it has no O_DIRECT.
+        Some(errno) if errno == rustix::io::Errno::INVAL.raw_os_error() => DiskError::NoDirectIo {
+            path: path.into(),
+            why: "no O_DIRECT",
+        },
+        _ => DiskError::Open {
+            path: path.into(),
+            source,
+        },
+    })?;
+    // From Linux 6.6 tmpfs takes O_DIRECT and ignores it.
+    let failed = |e: rustix::io::Errno| DiskError::Open {
+        path: path.into(),
+        source: e.into(),
+    };
+    if rustix::fs::fstatfs(&file).map_err(failed)?.f_type == TMPFS_MAGIC {
+        return Err(DiskError::NoDirectIo {
+            path: path.into(),
+            why: "tmpfs",
+        });
+    }
+    Ok(file)
+}
+
+/// STATX_DIOALIGN (Linux 6.1; many file systems do not answer it) gives 0 where O_DIRECT opens but
+/// falls back to the page cache: ext4 with data=journal, encrypted or verity files.
+fn file_alignment(file: &File, path: &Path) -> Result<u32, DiskError> {
+    let statx =
+        rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).map_err(|e| {
+            DiskError::Open {
+                path: path.into(),
+                source: e.into(),
+            }
+        })?;
+    if !StatxFlags::from_bits_retain(statx.stx_mask).contains(StatxFlags::DIOALIGN) {
+        return Ok(ALIGNMENT_FALLBACK);
+    }
+    match statx.stx_dio_offset_align.max(statx.stx_dio_mem_align) {
+        0 => Err(DiskError::NoDirectIo {
+            path: path.into(),
+            why: "direct I/O is off for this file",
+        }),
+        align if align.is_power_of_two() => Ok(align),
+        align => Err(DiskError::Open {
+            path: path.into(),
+            source: io::Error::other(format!("stx_dio_offset_align {align} is no power of two")),
+        }),
+    }
+}

@@ -1,0 +1,54 @@
+//! The engine where io_uring is forbidden (seccomp in containers, kernel.io_uring_disabled): a few
+//! threads with pread(2). Threads belong to one disk, so that a hanging one holds up no other.
+
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+
+use crate::disk::Disk;
+use crate::engine::{Done, Op};
+use crate::reader::Event;
+
+/// Threads of one disk. Large reads saturate most storage at 16; each costs a stack.
+pub(crate) const PER_DISK: usize = 16;
+
+const STACK_BYTES: usize = 64 << 10;
+
+pub(crate) struct Handle(Vec<Sender<Op>>);
+
+impl Handle {
+    pub(crate) fn read(&self, op: Op) -> Result<(), Op> {
+        self.0[op.disk].send(op).map_err(|refused| refused.0)
+    }
+}
+
+pub(crate) fn start(
+    disks: &[Arc<Disk>],
+    depth: usize,
+    answers: &Sender<Event>,
+) -> io::Result<Handle> {
+    let mut senders = Vec::with_capacity(disks.len());
+    for (number, disk) in disks.iter().enumerate() {
+        let (sender, ops) = channel();
+        let ops = Arc::new(Mutex::new(ops));
+        for _ in 0..depth {
+            let (disk, ops, answers) = (disk.clone(), ops.clone(), answers.clone());
+            std::thread::Builder::new()
+                .name(format!("san-read-{number}"))
+                .stack_size(STACK_BYTES)
+                .spawn(move || serve(&disk, &ops, &answers))?;
+        }
+        senders.push(sender);
+    }
+    Ok(Handle(senders))
+}
+
+/// Ends when the handle is gone. Never joined: it may hang in the kernel.
+fn serve(disk: &Disk, ops: &Mutex<Receiver<Op>>, answers: &Sender<Event>) {
+    while let Some(mut op) = ops.lock().ok().and_then(|ops| ops.recv().ok()) {
+        let place = op.offset + op.filled as u64;
+        let result = disk.file.read_at(&mut op.block[op.filled..op.want], place);
+        drop(answers.send(Event::Done(Done { op, result })));
+    }
+}
