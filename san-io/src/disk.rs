@@ -77,7 +77,7 @@ impl Disk {
 fn open_direct(path: &Path) -> Result<File, DiskError> {
     let flags = (OFlags::DIRECT | OFlags::NOCTTY).bits() as i32;
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let file = opened.map_err(|source| match source.raw_os_error() {
+    opened.map_err(|source| match source.raw_os_error() {
         // open(2): EINVAL is how a file system says that it has no O_DIRECT.
         Some(errno) if errno == rustix::io::Errno::INVAL.raw_os_error() => DiskError::NoDirectIo {
             path: path.into(),
@@ -87,43 +87,34 @@ fn open_direct(path: &Path) -> Result<File, DiskError> {
             path: path.into(),
             source,
         },
-    })?;
-    // From Linux 6.6 tmpfs takes O_DIRECT and ignores it.
-    let failed = |e: rustix::io::Errno| DiskError::Open {
-        path: path.into(),
-        source: e.into(),
-    };
-    if rustix::fs::fstatfs(&file).map_err(failed)?.f_type == TMPFS_MAGIC {
-        return Err(DiskError::NoDirectIo {
-            path: path.into(),
-            why: "tmpfs",
-        });
-    }
-    Ok(file)
+    })
 }
 
 /// STATX_DIOALIGN (Linux 6.1; many file systems do not answer it) gives 0 where O_DIRECT opens but
 /// falls back to the page cache: ext4 with data=journal, encrypted or verity files.
 fn file_alignment(file: &File, path: &Path) -> Result<u32, DiskError> {
-    let statx =
-        rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).map_err(|e| {
-            DiskError::Open {
-                path: path.into(),
-                source: e.into(),
-            }
-        })?;
+    let no_direct_io = |why| DiskError::NoDirectIo {
+        path: path.into(),
+        why,
+    };
+    let failed = |source| DiskError::Open {
+        path: path.into(),
+        source,
+    };
+    // From Linux 6.6 tmpfs takes O_DIRECT and ignores it.
+    if rustix::fs::fstatfs(file).is_ok_and(|statfs| statfs.f_type == TMPFS_MAGIC) {
+        return Err(no_direct_io("tmpfs"));
+    }
+    let statx = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)
+        .map_err(|errno| failed(errno.into()))?;
     if !StatxFlags::from_bits_retain(statx.stx_mask).contains(StatxFlags::DIOALIGN) {
         return Ok(ALIGNMENT_FALLBACK);
     }
     match statx.stx_dio_offset_align.max(statx.stx_dio_mem_align) {
-        0 => Err(DiskError::NoDirectIo {
-            path: path.into(),
-            why: "direct I/O is off for this file",
-        }),
+        0 => Err(no_direct_io("direct I/O is off for this file")),
         align if align.is_power_of_two() => Ok(align),
-        align => Err(DiskError::Open {
-            path: path.into(),
-            source: io::Error::other(format!("stx_dio_offset_align {align} is no power of two")),
-        }),
+        align => Err(failed(io::Error::other(format!(
+            "stx_dio_offset_align {align} is no power of two"
+        )))),
     }
 }

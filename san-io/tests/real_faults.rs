@@ -1,0 +1,148 @@
+//! The reader at disks that really fail and really hang: a FUSE file and a loop device over it.
+//! Must run as root with /dev/fuse; what the reader's own injected faults do is in faults.rs.
+
+#[path = "support/faulty.rs"]
+mod faulty;
+mod support;
+
+use std::time::{Duration, Instant};
+
+use faulty::{FaultyDisk, Kind};
+use san_io::{Disk, Options, Read, ReadError};
+use support::{Rig, bytes_at, engines, image, scratch};
+
+/// Every engine at every kind of disk.
+fn cases() -> impl Iterator<Item = (Options, Kind)> {
+    engines().into_iter().flat_map(|options| {
+        [Kind::File, Kind::Loop].map(|kind| {
+            (
+                Options {
+                    stall_ms: 300,
+                    ..options.clone()
+                },
+                kind,
+            )
+        })
+    })
+}
+
+#[test]
+#[ignore = "needs root and /dev/fuse: cargo lab test"]
+fn a_failing_disk_gives_its_errno_and_then_reads_again() {
+    let dir = scratch();
+    let path = image(dir.path(), "disk", 1 << 20);
+    for (options, kind) in cases() {
+        let (mut faulty, disk) = FaultyDisk::start(&path, kind);
+        let rig = Rig::start(vec![disk], options);
+        assert_eq!(
+            &*rig.read(1000, 300_000).unwrap(),
+            bytes_at(1000, 300_000),
+            "{kind:?}"
+        );
+        faulty.tell("fail");
+        match rig.read(4096, 4096) {
+            Err(ReadError::Io { source, .. }) => assert_eq!(source.raw_os_error(), Some(5)),
+            other => panic!("{kind:?}: {other:?}"),
+        }
+        faulty.tell("serve");
+        assert_eq!(
+            &*rig.read(4096, 4096).unwrap(),
+            bytes_at(4096, 4096),
+            "{kind:?}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs root and /dev/fuse: cargo lab test"]
+fn a_hanging_disk_is_given_up_in_time_and_holds_up_no_other() {
+    let dir = scratch();
+    let path = image(dir.path(), "disk", 1 << 20);
+    for (options, kind) in cases() {
+        let (mut faulty, hanging) = FaultyDisk::start(&path, kind);
+        let rig = Rig::start(vec![hanging, Disk::open(&path).unwrap()], options);
+        faulty.tell("hang");
+        let started = Instant::now();
+        for id in 0..12 {
+            rig.reader
+                .submit(Read {
+                    id,
+                    disk: 0,
+                    offset: id * 4096,
+                    len: 4096,
+                })
+                .unwrap();
+        }
+        // The healthy disk answers while the other one hangs.
+        rig.reader
+            .submit(Read {
+                id: 99,
+                disk: 1,
+                offset: 0,
+                len: 65536,
+            })
+            .unwrap();
+        let healthy = rig.next();
+        assert_eq!(
+            (healthy.id, &*healthy.result.unwrap()),
+            (99, &*bytes_at(0, 65536))
+        );
+        assert!(started.elapsed() < Duration::from_millis(250), "{kind:?}");
+        for _ in 0..12 {
+            let result = rig.next().result;
+            assert!(
+                matches!(result, Err(ReadError::Stalled { .. })),
+                "{kind:?}: {result:?}"
+            );
+        }
+        let took = started.elapsed().as_millis();
+        assert!((300..600).contains(&took), "{kind:?}: {took} ms");
+        assert!(
+            matches!(rig.read(0, 4096), Err(ReadError::Dead { .. })),
+            "{kind:?}"
+        );
+        let dropping = Instant::now();
+        drop(rig);
+        assert!(dropping.elapsed() < Duration::from_millis(250), "{kind:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root and /dev/fuse: cargo lab test"]
+fn a_disk_that_answers_after_all_is_read_again() {
+    let dir = scratch();
+    let path = image(dir.path(), "disk", 1 << 20);
+    for (options, kind) in cases() {
+        let (mut faulty, disk) = FaultyDisk::start(&path, kind);
+        let rig = Rig::start(vec![disk], options);
+        faulty.tell("hang");
+        for id in 0..12 {
+            rig.reader
+                .submit(Read {
+                    id,
+                    disk: 0,
+                    offset: id << 15,
+                    len: 32 << 10,
+                })
+                .unwrap();
+        }
+        for _ in 0..12 {
+            assert!(
+                matches!(rig.next().result, Err(ReadError::Stalled { .. })),
+                "{kind:?}"
+            );
+        }
+        faulty.tell("serve");
+        // The abandoned reads now come back from the kernel, some time.
+        let patience = Instant::now() + Duration::from_secs(5);
+        let again = loop {
+            match rig.read(65536, 65536) {
+                Err(ReadError::Dead { .. }) if Instant::now() < patience => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                result => break result.unwrap(),
+            }
+        };
+        assert_eq!(&*again, bytes_at(65536, 65536), "{kind:?}");
+    }
+}
