@@ -4,13 +4,11 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-
 use crate::Read;
 use crate::buffer::Block;
 use crate::engine::{Done, Op};
 use crate::error::ReadError;
-use crate::share::{DiskInfo, Limits, Share, Verdict, is_errno};
+use crate::share::{DiskInfo, Limits, Share, Verdict};
 
 /// The asked bytes within the block they were read into.
 pub(crate) struct Filled {
@@ -86,9 +84,9 @@ impl Desk {
         let Done { mut op, result } = done;
         let disk = op.disk;
         let share = &mut self.shares[disk];
-        // A cancelled read says nothing about the disk; any other answer says that it lives.
-        let cancelled = matches!(&result, Err(e) if is_errno(e, &[Errno::CANCELED]));
-        if !cancelled {
+        // Errors are no sign of life: they also come from our cancelling, and from the timeouts of
+        // a path that hangs.
+        if result.is_ok() {
             share.stalled_in_a_row = 0;
         }
         if self.abandoned.remove(&op.key) {
@@ -208,3 +206,6 @@ impl Running {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,10 +33,22 @@ pub(crate) struct Done {
 #[derive(Debug)]
 pub enum EngineKind {
     IoUring,
-    /// `why` is the kernel's refusal of io_uring; None if it was not wanted.
+    /// `why` is the kernel's refusal of io_uring; None if it was not wanted. A process that ends
+    /// while such a thread hangs in the kernel stays a zombie until the disk answers; with
+    /// io_uring it ends at once.
     Threads {
         why: Option<io::Error>,
     },
+}
+
+impl std::fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::IoUring => write!(f, "io_uring"),
+            Self::Threads { why: None } => write!(f, "threads"),
+            Self::Threads { why: Some(refused) } => write!(f, "threads (io_uring: {refused})"),
+        }
+    }
 }
 
 /// Dropping it lets its threads end, as soon as the kernel has answered what they have begun.

@@ -75,7 +75,7 @@ impl Reader {
             .name("san-desk".into())
             .spawn(move || worker.run(&inbox))
             .map_err(StartError::Threads)?;
-        let capacity = 2 * depth * disks.len();
+        let capacity = 2 * depth * disks.len().max(1);
         Ok(Self {
             events,
             outstanding,

@@ -50,6 +50,7 @@ pub(crate) struct Limits {
     pub stall: Duration,
 }
 
+/// What one disk has and is owed.
 pub(crate) struct Share {
     info: DiskInfo,
     limits: Limits,
@@ -59,6 +60,7 @@ pub(crate) struct Share {
     pub running: usize,
     pub abandoned: usize,
     pub abandoned_bytes: usize,
+    /// Since the last successful answer.
     pub stalled_in_a_row: usize,
 }
 
@@ -170,12 +172,13 @@ impl Share {
         let place = || self.place(read);
         let bytes = match result {
             Ok(bytes) => bytes.min(op.want - op.filled),
-            Err(e) if again && is_errno(&e, &[Errno::INTR, Errno::AGAIN]) => return Verdict::Again,
             Err(source) => {
-                return Verdict::Failed(ReadError::Io {
-                    place: place(),
-                    source,
-                });
+                let errno = Errno::from_io_error(&source);
+                if again && matches!(errno, Some(Errno::INTR | Errno::AGAIN)) {
+                    return Verdict::Again;
+                }
+                let place = place();
+                return Verdict::Failed(ReadError::Io { place, source });
             }
         };
         op.filled += bytes;
@@ -197,7 +200,8 @@ impl Share {
         Verdict::Again
     }
 
-    /// Only for a read whose length fits usize, which every u32 does here.
+    /// Cannot overflow, whatever is asked: the sum fits a u64, and usize is one on what QEMU
+    /// migrates between.
     fn span(&self, read: &Read) -> Span {
         let alignment = u64::from(self.info.alignment);
         let skip = read.offset % alignment;
@@ -208,8 +212,4 @@ impl Share {
             want: want as usize,
         }
     }
-}
-
-pub(crate) fn is_errno(error: &io::Error, errnos: &[Errno]) -> bool {
-    Errno::from_io_error(error).is_some_and(|errno| errnos.contains(&errno))
 }

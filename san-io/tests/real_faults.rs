@@ -5,11 +5,22 @@
 mod faulty;
 mod support;
 
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use faulty::{FaultyDisk, Kind};
 use san_io::{Disk, Options, Read, ReadError};
 use support::{Rig, bytes_at, engines, image, scratch};
+
+/// One test at a time: they count the process's threads.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn reader_threads() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names =
+        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.starts_with("san-")).count()
+}
 
 /// Every engine at every kind of disk.
 fn cases() -> impl Iterator<Item = (Options, Kind)> {
@@ -17,7 +28,7 @@ fn cases() -> impl Iterator<Item = (Options, Kind)> {
         [Kind::File, Kind::Loop].map(|kind| {
             (
                 Options {
-                    stall_ms: 300,
+                    stall_ms: 1000,
                     ..options.clone()
                 },
                 kind,
@@ -29,6 +40,7 @@ fn cases() -> impl Iterator<Item = (Options, Kind)> {
 #[test]
 #[ignore = "needs root and /dev/fuse: cargo lab test"]
 fn a_failing_disk_gives_its_errno_and_then_reads_again() {
+    let _alone = ALONE.lock();
     let dir = scratch();
     let path = image(dir.path(), "disk", 1 << 20);
     for (options, kind) in cases() {
@@ -56,6 +68,7 @@ fn a_failing_disk_gives_its_errno_and_then_reads_again() {
 #[test]
 #[ignore = "needs root and /dev/fuse: cargo lab test"]
 fn a_hanging_disk_is_given_up_in_time_and_holds_up_no_other() {
+    let _alone = ALONE.lock();
     let dir = scratch();
     let path = image(dir.path(), "disk", 1 << 20);
     for (options, kind) in cases() {
@@ -87,7 +100,7 @@ fn a_hanging_disk_is_given_up_in_time_and_holds_up_no_other() {
             (healthy.id, &*healthy.result.unwrap()),
             (99, &*bytes_at(0, 65536))
         );
-        assert!(started.elapsed() < Duration::from_millis(250), "{kind:?}");
+        assert!(started.elapsed() < Duration::from_millis(900), "{kind:?}");
         for _ in 0..12 {
             let result = rig.next().result;
             assert!(
@@ -96,20 +109,33 @@ fn a_hanging_disk_is_given_up_in_time_and_holds_up_no_other() {
             );
         }
         let took = started.elapsed().as_millis();
-        assert!((300..600).contains(&took), "{kind:?}: {took} ms");
+        assert!((1000..2000).contains(&took), "{kind:?}: {took} ms");
         assert!(
             matches!(rig.read(0, 4096), Err(ReadError::Dead { .. })),
             "{kind:?}"
         );
         let dropping = Instant::now();
         drop(rig);
-        assert!(dropping.elapsed() < Duration::from_millis(250), "{kind:?}");
+        assert!(dropping.elapsed() < Duration::from_millis(900), "{kind:?}");
+        // What was abandoned is still owned by someone, who goes when the kernel has answered.
+        assert!(reader_threads() > 0, "{kind:?}");
+        faulty.tell("serve");
+        let patience = Instant::now() + Duration::from_secs(5);
+        while reader_threads() > 0 {
+            assert!(
+                Instant::now() < patience,
+                "{kind:?}: {} threads left",
+                reader_threads()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
 #[test]
 #[ignore = "needs root and /dev/fuse: cargo lab test"]
 fn a_disk_that_answers_after_all_is_read_again() {
+    let _alone = ALONE.lock();
     let dir = scratch();
     let path = image(dir.path(), "disk", 1 << 20);
     for (options, kind) in cases() {
