@@ -4,4 +4,5 @@ pub mod cmd;
 pub mod core;
 pub mod disks;
 pub mod qmp;
+pub mod run;
 pub mod vm;

@@ -18,6 +18,12 @@ struct Cli {
 enum Command {
     /// Show what a VM's page cache holds and what of it shared storage can restore.
     Scan(cmd::scan::ScanArgs),
+    /// Move a running VM to the host where `pct-vmi receive` waits.
+    Migrate(cmd::migrate::MigrateArgs),
+    /// Wait for a VM and receive it into a QEMU started with -incoming defer.
+    Receive(cmd::receive::ReceiveArgs),
+    /// Settle whose the guest is after a handover that ended uncertain (exit code 3).
+    Settle(cmd::settle::SettleArgs),
 }
 
 fn main() -> ExitCode {
@@ -29,6 +35,9 @@ fn main() -> ExitCode {
         runtime.block_on(async {
             match cli.command {
                 Command::Scan(args) => cmd::scan::run(args).await,
+                Command::Migrate(args) => cmd::migrate::run(args).await,
+                Command::Receive(args) => cmd::receive::run(args).await,
+                Command::Settle(args) => cmd::settle::run(args).await,
             }
         })
     });

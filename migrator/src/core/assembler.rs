@@ -51,6 +51,8 @@ pub struct Assembler {
     pending: Bitmap,
     /// Pages that are [`State::Claimed`] or [`State::Stale`].
     unsettled: u32,
+    /// Pages that are [`State::Stale`].
+    stale: u32,
     counts: Counts,
 }
 
@@ -63,6 +65,7 @@ impl Assembler {
             digest: vec![Digest::default(); pages as usize],
             pending: Bitmap::new(pages),
             unsettled: 0,
+            stale: 0,
             counts: Counts::default(),
         }
     }
@@ -81,6 +84,11 @@ impl Assembler {
     /// Whether every emitted page is settled.
     pub fn is_settled(&self) -> bool {
         self.unsettled == 0
+    }
+
+    /// Whether a page waits for QEMU to emit it again. After the last emission none may.
+    pub fn has_stale(&self) -> bool {
+        self.stale > 0
     }
 
     /// Pages that wait for bytes.
@@ -117,6 +125,7 @@ impl Assembler {
             Record::Dirtied(page) => {
                 if self.state[page.index()] == State::Claimed {
                     self.state[page.index()] = State::Stale;
+                    self.stale += 1;
                 }
                 Verdict::default()
             }
@@ -169,9 +178,8 @@ impl Assembler {
                 report,
             };
         }
-        if !matches!(self.state[at], State::Claimed | State::Stale) {
-            self.unsettled += 1;
-        }
+        self.settle_accounts(page);
+        self.unsettled += 1;
         let was_early = self.state[at] == State::Early;
         self.set(page, State::Claimed, digest);
         if self.pending.contains(page) && !was_early {
@@ -217,11 +225,15 @@ impl Assembler {
     }
 
     fn settle(&mut self, page: RamPage) {
-        let state = &mut self.state[page.index()];
-        if matches!(state, State::Claimed | State::Stale) {
-            self.unsettled -= 1;
-        }
-        *state = State::Settled;
+        self.settle_accounts(page);
+        self.state[page.index()] = State::Settled;
+    }
+
+    /// Takes `page` out of the counters that its state is in.
+    fn settle_accounts(&mut self, page: RamPage) {
+        let state = self.state[page.index()];
+        self.unsettled -= u32::from(matches!(state, State::Claimed | State::Stale));
+        self.stale -= u32::from(state == State::Stale);
     }
 
     fn set(&mut self, page: RamPage, state: State, digest: Digest) {

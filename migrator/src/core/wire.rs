@@ -96,14 +96,12 @@ pub enum Kind {
     Pages = 6,
     /// S: every page has had its last emission.
     RamEnd = 7,
-    /// S: QEMU's stream is over.
-    StreamEnd = 8,
     /// S: the plan's positions from here on are carried by the LAN.
-    Stolen = 9,
+    Stolen = 8,
     /// S: the guest is the destination's.
-    Run = 10,
+    Run = 9,
     /// S or D: give up, with the reason.
-    Abort = 11,
+    Abort = 10,
     /// D: accepted.
     Welcome = 32,
     /// D: what became of pages.
@@ -119,7 +117,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 17] = [
+    const ALL: [Kind; 16] = [
         Kind::Hello,
         Kind::Plan,
         Kind::PlanEnd,
@@ -127,7 +125,6 @@ impl Kind {
         Kind::RamStart,
         Kind::Pages,
         Kind::RamEnd,
-        Kind::StreamEnd,
         Kind::Stolen,
         Kind::Run,
         Kind::Abort,
@@ -261,6 +258,8 @@ pub struct Welcome {
     pub qemu_version: (u64, u64),
     /// Whether the destination QEMU will acknowledge the switchover.
     pub switchover_ack: bool,
+    /// For each disk of the Hello, whether the destination can read it.
+    pub readable: Vec<bool>,
 }
 
 /// What to do with the guest once it is the destination's.

@@ -1,0 +1,83 @@
+//! `pct-vmi settle`: decides, from the journals, whose the guest of an uncertain migration is.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, ensure};
+use serde_json::json;
+
+use crate::qmp::Qmp;
+use crate::run::journal::{self, Promise, Side};
+use crate::run::qemu;
+
+/// Arguments of `pct-vmi settle`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = super::EXIT_CODES)]
+pub struct SettleArgs {
+    /// The migration, as the message that sent you here names it.
+    id: String,
+    /// QMP socket of the guest's QEMU on this host.
+    #[arg(long, value_name = "SOCKET")]
+    qmp: PathBuf,
+    /// On the destination: the source's journal has COMMIT, the guest is to run here.
+    #[arg(long)]
+    committed: bool,
+    /// Where the journal is kept.
+    #[arg(long, value_name = "DIR", default_os_t = journal::default_dir().into_os_string())]
+    journal_dir: std::ffi::OsString,
+}
+
+/// Runs `pct-vmi settle`; returns the exit code.
+pub async fn run(args: SettleArgs) -> anyhow::Result<u8> {
+    let dir = Path::new(&args.journal_dir);
+    ensure!(
+        args.id.bytes().all(|b| b.is_ascii_hexdigit()),
+        "{:?} is not a migration's id",
+        args.id
+    );
+    let source = journal::last(dir, &args.id, Side::Source)?;
+    let destination = journal::last(dir, &args.id, Side::Destination)?;
+    // On one machine (a test) both are here: the QMP socket says which side is meant.
+    let socket = args.qmp.display().to_string();
+    let here = [source, destination].into_iter().flatten();
+    let mut here: Vec<_> = here.collect();
+    if here.len() == 2 {
+        here.retain(|line| line.qemu == socket);
+    }
+    let [line] = here.as_slice() else {
+        bail!(
+            "no journal of migration {} in {}; is this the right host?",
+            args.id,
+            dir.display()
+        );
+    };
+    match (line.side, line.promise) {
+        (Side::Source, Promise::Commit) => {
+            println!(
+                "The guest belongs to the destination: it must not run here. On the destination host run\n    \
+                 pct-vmi settle {} --qmp SOCKET --committed",
+                args.id
+            );
+        }
+        (Side::Source, _) => {
+            qemu::take_back(&Qmp::connect(&args.qmp).await?, true).await?;
+            println!("The guest was never given away: it runs here. End the destination's QEMU.");
+        }
+        (Side::Destination, Promise::Run) => run_here(&args.qmp).await?,
+        (Side::Destination, _) if args.committed => run_here(&args.qmp).await?,
+        (Side::Destination, _) => bail!(
+            "this host was not told whose the guest is. On the source host run `pct-vmi settle {} --qmp SOCKET`; \
+             if it says that the guest belongs to the destination, come back with --committed",
+            args.id
+        ),
+    }
+    Ok(0)
+}
+
+async fn run_here(socket: &Path) -> anyhow::Result<()> {
+    let qmp = Qmp::connect(socket).await?;
+    if qemu::run_state(&qmp).await? != "running" {
+        qmp.execute("cont", json!({})).await?;
+    }
+    println!("The guest runs here.");
+    Ok(())
+}

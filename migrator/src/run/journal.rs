@@ -1,0 +1,184 @@
+//! The journal: what a host has promised about a guest, on disk before it acts on the promise. A file a
+//! migration and side, a JSON line a promise.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+/// Which side wrote a journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Side {
+    /// The host that the guest leaves.
+    Source,
+    /// The host that it comes to.
+    Destination,
+}
+
+/// A promise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Promise {
+    /// The migration began.
+    Begin,
+    /// Source: the guest is the destination's; it never runs here again by itself.
+    Commit,
+    /// Destination: the guest is ours.
+    Run,
+    /// The guest is at the destination and both sides know it.
+    Moved,
+    /// The guest is at the source; the destination's never ran.
+    Stayed,
+}
+
+/// A line of the journal.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Line {
+    /// The migration.
+    pub id: String,
+    /// The side.
+    pub side: Side,
+    /// The promise.
+    pub promise: Promise,
+    /// The QMP socket or PID of this side's QEMU, as the operator named it.
+    pub qemu: String,
+}
+
+/// One side's journal of one migration.
+#[derive(Debug)]
+pub struct Journal {
+    file: File,
+    path: PathBuf,
+    id: String,
+    side: Side,
+    qemu: String,
+}
+
+/// Where journals are kept: a directory that outlives a reboot.
+pub fn default_dir() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return "/var/lib/pct-vmi".into();
+    }
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".local/state");
+    state.unwrap_or_else(home).join("pct-vmi")
+}
+
+fn path_of(dir: &Path, id: &str, side: Side) -> PathBuf {
+    let side = match side {
+        Side::Source => "source",
+        Side::Destination => "destination",
+    };
+    dir.join(format!("{id}.{side}.journal"))
+}
+
+impl Journal {
+    /// Begins the journal of migration `id` in `dir`.
+    pub fn begin(dir: &Path, id: u128, side: Side, qemu: &str) -> anyhow::Result<Journal> {
+        let id = format!("{id:032x}");
+        let path = path_of(dir, &id, side);
+        let create = || {
+            std::fs::create_dir_all(dir)?;
+            File::options().create_new(true).append(true).open(&path)
+        };
+        let file = create().with_context(|| {
+            format!(
+                "cannot create the journal {}; name a writable directory with --journal-dir",
+                path.display()
+            )
+        })?;
+        let mut journal = Journal {
+            file,
+            path,
+            id,
+            side,
+            qemu: qemu.into(),
+        };
+        journal.write(Promise::Begin)?;
+        // The file's name has to survive a crash too.
+        File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .context("cannot sync the journal's directory")?;
+        Ok(journal)
+    }
+
+    /// The migration's name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Writes a promise; it is on disk when this returns.
+    pub fn write(&mut self, promise: Promise) -> anyhow::Result<()> {
+        let line = Line {
+            id: self.id.clone(),
+            side: self.side,
+            promise,
+            qemu: self.qemu.clone(),
+        };
+        let mut text = serde_json::to_vec(&line)?;
+        text.push(b'\n');
+        let written = self
+            .file
+            .write_all(&text)
+            .and_then(|()| self.file.sync_all());
+        written.with_context(|| format!("cannot write the journal {}", self.path.display()))
+    }
+
+    /// Ends the journal of a migration about which nothing is uncertain: the file goes.
+    pub fn end(mut self, promise: Promise) -> anyhow::Result<()> {
+        self.write(promise)?;
+        std::fs::remove_file(&self.path)
+            .with_context(|| format!("cannot remove the journal {}", self.path.display()))
+    }
+}
+
+/// The last promise in the journal of migration `id`; none where there is no such journal.
+pub fn last(dir: &Path, id: &str, side: Side) -> anyhow::Result<Option<Line>> {
+    let path = path_of(dir, id, side);
+    let text = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        text => text.with_context(|| format!("cannot read the journal {}", path.display()))?,
+    };
+    // A line that a crash cut short promises nothing: nobody has acted on it.
+    let lines = text
+        .split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'));
+    Ok(lines
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .next_back())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_whole_promise_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::begin(dir.path(), 7, Side::Source, "qmp").unwrap();
+        let id = journal.id().to_owned();
+        let promise = || {
+            last(dir.path(), &id, Side::Source)
+                .unwrap()
+                .map(|line| line.promise)
+        };
+        assert_eq!(promise(), Some(Promise::Begin));
+        journal.write(Promise::Commit).unwrap();
+        assert_eq!(promise(), Some(Promise::Commit));
+        journal.file.write_all(b"{\"id\":").unwrap();
+        assert_eq!(promise(), Some(Promise::Commit));
+        assert!(last(dir.path(), &id, Side::Destination).unwrap().is_none());
+        journal.end(Promise::Moved).unwrap();
+        assert_eq!(promise(), None);
+    }
+
+    #[test]
+    fn a_migration_has_one_journal_a_side() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = Journal::begin(dir.path(), 7, Side::Source, "qmp").unwrap();
+        assert!(Journal::begin(dir.path(), 7, Side::Source, "qmp").is_err());
+    }
+}

@@ -1,0 +1,246 @@
+//! `migrate`, up to the first byte of QEMU's stream: check, greet the destination, send the plan, set QEMU up. Until
+//! then nothing is changed, and afterwards every setting is put back.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use serde_json::json;
+use tokio::net::{TcpStream, UnixStream};
+
+use super::introspect::{Introspected, ram_blocks};
+use super::journal::{Journal, Promise, Side};
+use super::lan::{self, LanIn, LanOut};
+use super::progress::Progress;
+use super::qemu;
+use super::source::{Outcome, Transfer};
+use crate::core::digest::DigestKey;
+use crate::core::dispatcher::Dispatcher;
+use crate::core::plan::Plan;
+use crate::core::ram::RamTable;
+use crate::core::wire::{self, Hello, Kind, Run, Welcome};
+use crate::qmp::Qmp;
+use crate::vm::LiveVm;
+
+/// While held, QEMU must find too much left to stop the guest, whatever bandwidth it believes in.
+const HELD_DOWNTIME_LIMIT_MS: u64 = 1;
+/// A host that answers takes milliseconds.
+const CONNECT_WAIT: Duration = Duration::from_secs(10);
+
+/// What the operator asked for.
+#[derive(Debug)]
+pub struct Options {
+    /// The destination's address.
+    pub to: String,
+    /// The part of the plan that storage serves alone; none steals freely.
+    pub division: Option<f64>,
+    /// The guest stays paused at the destination.
+    pub suspend: bool,
+    /// QEMU's downtime-limit for this migration, in milliseconds.
+    pub downtime_limit_ms: Option<u64>,
+    /// Where the journal is kept.
+    pub journal_dir: PathBuf,
+}
+
+/// What the guest was and shall be.
+#[derive(Debug, Clone, Copy)]
+pub struct Guest {
+    /// It ran when the migration began.
+    pub was_running: bool,
+    /// What the destination shall do with it.
+    pub run: Run,
+    /// QEMU's downtime-limit once it is let go, in milliseconds.
+    pub downtime_limit_ms: u64,
+}
+
+/// Moves `vm` to the destination.
+pub async fn migrate(
+    vm: &LiveVm,
+    seen: Introspected,
+    options: &Options,
+    begun: Instant,
+    progress: Progress,
+) -> anyhow::Result<Outcome> {
+    let was_running = check_source(&vm.qmp).await?;
+    let table = RamTable::new(ram_blocks(&vm.layout))?;
+    let disk_bytes: Vec<u64> = seen.disks.iter().map(|disk| disk.bytes).collect();
+    let hello = Hello {
+        id: u128::from_le_bytes(random()?),
+        key: DigestKey::fresh()?,
+        ram: table.blocks().to_vec(),
+        disks: seen.disks,
+        qemu_version: vm.qmp.qemu_version(),
+        switchover_ack: qemu::knows_capability(&vm.qmp, "switchover-ack").await?,
+    };
+    let (lan_in, lan_out, welcome) = greet(&options.to, &hello).await?;
+    let readable = |disk: u32| welcome.readable.get(disk as usize) == Some(&true);
+    let runs = seen
+        .runs
+        .into_iter()
+        .filter(|run| readable(run.disk))
+        .collect();
+    let mut plan = Plan::new(runs, table.pages(), &disk_bytes)?;
+    if let Some(part) = options.division {
+        plan = plan.truncated((f64::from(plan.pages()) * part).round() as u32);
+    }
+    for frame in wire::plan_frames(plan.runs()) {
+        lan_out.send(frame).await?;
+    }
+    let journal = Journal::begin(&options.journal_dir, hello.id, Side::Source, &vm.name)?;
+    let settings = Settings::apply(&vm.qmp, options, welcome.switchover_ack).await?;
+    let started = start_stream(&vm.qmp).await;
+    let stream = match started {
+        Ok(stream) => stream,
+        Err(error) => {
+            settings.restore(&vm.qmp).await?;
+            journal.end(Promise::Stayed)?;
+            return Err(error);
+        }
+    };
+    let dispatcher = Dispatcher::new(table.pages(), plan, hello.key, options.division.is_none());
+    let run = Run {
+        resume: was_running && !options.suspend,
+    };
+    let transfer = Transfer::new(
+        vm,
+        stream,
+        (lan_in, lan_out),
+        dispatcher,
+        table,
+        journal,
+        Guest {
+            was_running,
+            run,
+            downtime_limit_ms: settings.downtime_limit_ms,
+        },
+        (begun, progress),
+    )?;
+    let outcome = transfer.run().await;
+    // QEMU may be gone by now; the outcome is what the operator must hear.
+    if let Err(error) = settings.restore(&vm.qmp).await {
+        super::note(&format!(
+            "the source QEMU's migration settings were not restored: {error:#}"
+        ));
+    }
+    outcome
+}
+
+fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| anyhow!("no random numbers: {error}"))?;
+    Ok(bytes)
+}
+
+/// Refuses what cannot be migrated, before anything is touched. Whether the guest runs.
+async fn check_source(qmp: &Qmp) -> anyhow::Result<bool> {
+    let state = qemu::run_state(qmp).await?;
+    let was_running = match state.as_str() {
+        "running" => true,
+        "paused" | "prelaunch" | "suspended" => false,
+        "postmigrate" => bail!(
+            "the guest was migrated away before (state postmigrate); if it is to run here again, continue it with QMP cont first"
+        ),
+        other => {
+            bail!("the guest is in state {other}; only a running or paused one can be migrated")
+        }
+    };
+    match qemu::migration_status(qmp).await?.as_str() {
+        "" | "none" | "completed" | "failed" | "cancelled" => {}
+        other => bail!(
+            "a migration of this guest is under way already (state {other}); let it end or migrate_cancel it"
+        ),
+    }
+    qemu::refuse_unknown_capabilities(qmp, "source").await?;
+    qemu::refuse_blockers(qmp).await?;
+    Ok(was_running)
+}
+
+async fn greet(to: &str, hello: &Hello) -> anyhow::Result<(LanIn, LanOut, Welcome)> {
+    let connect = tokio::time::timeout(CONNECT_WAIT, TcpStream::connect(to)).await;
+    let stream = connect.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).with_context(|| {
+        format!("cannot connect to {to}; is `pct-vmi receive --listen {to}` running on the destination host?")
+    })?;
+    let (mut lan_in, lan_out) = lan::open(stream)
+        .await
+        .with_context(|| format!("{to} is no destination"))?;
+    lan_out
+        .send(wire::message_frame(Kind::Hello, hello))
+        .await?;
+    let answer = lan_in
+        .receive()
+        .await?
+        .context("the destination closed the connection instead of a welcome")?;
+    match answer {
+        (Kind::Welcome, body) => {
+            let welcome = wire::parse_message(Kind::Welcome, &body)?;
+            Ok((lan_in, lan_out, welcome))
+        }
+        (Kind::Abort, body) => bail!("the destination refuses: {}", abort_reason(&body)),
+        (kind, _) => bail!("the destination answered with {kind:?} instead of a welcome"),
+    }
+}
+
+/// The peer's reason, made fit for a terminal.
+pub(super) fn abort_reason(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(1000)]).into_owned();
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+async fn start_stream(qmp: &Qmp) -> anyhow::Result<UnixStream> {
+    let stream = qemu::socket_for_qemu(qmp, "pct-vmi").await?;
+    qmp.execute("migrate", json!({ "uri": "fd:pct-vmi" }))
+        .await?;
+    Ok(stream)
+}
+
+/// QEMU's migration settings as they were, and as this migration needs them.
+struct Settings {
+    return_path: bool,
+    switchover_ack: Option<bool>,
+    events: bool,
+    max_bandwidth: u64,
+    /// What the operator wants to hold once QEMU is let go.
+    downtime_limit_ms: u64,
+    old_downtime_limit_ms: u64,
+}
+
+impl Settings {
+    async fn apply(qmp: &Qmp, options: &Options, switchover_ack: bool) -> anyhow::Result<Settings> {
+        let on = qemu::capabilities_on(qmp).await?;
+        let parameters = qmp.execute("query-migrate-parameters", json!({})).await?;
+        let old_downtime_limit_ms = parameters["downtime-limit"].as_u64().unwrap_or(300);
+        let knows_ack = qemu::knows_capability(qmp, "switchover-ack").await?;
+        let was_on = |name: &str| on.iter().any(|on| on == name);
+        let settings = Settings {
+            return_path: was_on("return-path"),
+            switchover_ack: knows_ack.then(|| was_on("switchover-ack")),
+            events: was_on("events"),
+            max_bandwidth: parameters["max-bandwidth"].as_u64().unwrap_or(0),
+            downtime_limit_ms: options.downtime_limit_ms.unwrap_or(old_downtime_limit_ms),
+            old_downtime_limit_ms,
+        };
+        let mut wanted = vec![("return-path", true), ("events", true)];
+        if knows_ack {
+            wanted.push(("switchover-ack", switchover_ack));
+        }
+        qemu::set_capabilities(qmp, &wanted).await?;
+        // QEMU's own limit is for its socket, and that leads to us: the network behind limits itself.
+        let held = json!({ "max-bandwidth": 0, "downtime-limit": HELD_DOWNTIME_LIMIT_MS });
+        qmp.execute("migrate-set-parameters", held).await?;
+        Ok(settings)
+    }
+
+    async fn restore(&self, qmp: &Qmp) -> anyhow::Result<()> {
+        let old = json!({
+            "max-bandwidth": self.max_bandwidth,
+            "downtime-limit": self.old_downtime_limit_ms,
+        });
+        qmp.execute("migrate-set-parameters", old).await?;
+        let mut list = vec![("return-path", self.return_path), ("events", self.events)];
+        list.extend(self.switchover_ack.map(|on| ("switchover-ack", on)));
+        qemu::set_capabilities(qmp, &list).await?;
+        Ok(())
+    }
+}

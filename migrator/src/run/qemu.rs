@@ -1,0 +1,193 @@
+//! What both sides ask of their QEMU: checks before a migration, settings during it, its guest after it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+
+use crate::qmp::{Qmp, QmpError};
+
+/// Bytes that the kernel holds between QEMU and us. QEMU takes them for sent, so they count against its
+/// downtime; the kernel doubles the value for its own bookkeeping.
+pub const SOCKET_BYTES: usize = 64 << 10;
+
+/// Capabilities whose streams the parser does not know, and what is behind them.
+const REFUSED: [(&str, &str); 12] = [
+    ("multifd", "pages go over channels of their own"),
+    ("postcopy-ram", "pages are sent on request"),
+    ("xbzrle", "pages are sent as differences"),
+    ("compress", "pages are sent compressed"),
+    ("rdma-pin-all", "pages do not pass through the stream"),
+    ("x-colo", "the guest runs on both sides"),
+    ("block", "disks are sent along"),
+    ("dirty-bitmaps", "bitmaps are sent along"),
+    ("x-ignore-shared", "shared RAM is left out"),
+    ("background-snapshot", "the stream is a snapshot"),
+    ("mapped-ram", "the stream is a file layout"),
+    ("zero-copy-send", "it needs multifd"),
+];
+
+/// Fails if a migration capability is on that the stream parser does not know, naming it.
+pub async fn refuse_unknown_capabilities(qmp: &Qmp, side: &str) -> anyhow::Result<()> {
+    let capabilities = qmp.execute("query-migrate-capabilities", json!({})).await?;
+    for (name, why) in REFUSED {
+        if is_on(&capabilities, name) {
+            bail!(
+                "the {side} QEMU has migration capability {name} on ({why}); switch it off: \
+                 migrate-set-capabilities {name}=off"
+            );
+        }
+    }
+    let parameters = qmp.execute("query-migrate-parameters", json!({})).await?;
+    if parameters["tls-creds"]
+        .as_str()
+        .is_some_and(|creds| !creds.is_empty())
+    {
+        bail!(
+            "the {side} QEMU has migration parameter tls-creds set; TLS inside QEMU hides the stream: \
+             migrate-set-parameters tls-creds=\"\""
+        );
+    }
+    Ok(())
+}
+
+/// Fails if QEMU itself, or a device that sends state in passes of its own, stands in the way.
+pub async fn refuse_blockers(qmp: &Qmp) -> anyhow::Result<()> {
+    let migrate = qmp.execute("query-migrate", json!({})).await?;
+    if let Some(reasons) = migrate["blocked-reasons"]
+        .as_array()
+        .filter(|list| !list.is_empty())
+    {
+        let reasons: Vec<&str> = reasons.iter().filter_map(Value::as_str).collect();
+        bail!(
+            "the source QEMU cannot migrate this guest: {}",
+            reasons.join("; ")
+        );
+    }
+    let tree = qmp.hmp("info qtree").await?;
+    for device in ["vfio-pci", "virtio-mem"] {
+        if tree.contains(&format!("dev: {device}")) {
+            bail!(
+                "the guest has a {device} device, whose migration stream pct-vmi cannot follow; unplug it first"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The names of all capabilities that are on.
+pub async fn capabilities_on(qmp: &Qmp) -> anyhow::Result<Vec<String>> {
+    let capabilities = qmp.execute("query-migrate-capabilities", json!({})).await?;
+    let list = capabilities.as_array().into_iter().flatten();
+    let on = list.filter(|entry| entry["state"] == true);
+    Ok(on
+        .filter_map(|entry| Some(entry["capability"].as_str()?.to_owned()))
+        .collect())
+}
+
+fn is_on(capabilities: &Value, name: &str) -> bool {
+    let list = capabilities.as_array().into_iter().flatten();
+    list.filter(|entry| entry["capability"] == name)
+        .any(|entry| entry["state"] == true)
+}
+
+/// Whether this QEMU has a capability at all.
+pub async fn knows_capability(qmp: &Qmp, name: &str) -> anyhow::Result<bool> {
+    let capabilities = qmp.execute("query-migrate-capabilities", json!({})).await?;
+    Ok(capabilities
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|entry| entry["capability"] == name))
+}
+
+/// Switches capabilities on or off.
+pub async fn set_capabilities(qmp: &Qmp, names: &[(&str, bool)]) -> Result<(), QmpError> {
+    let list: Vec<Value> = names
+        .iter()
+        .map(|(name, on)| json!({"capability": name, "state": on}))
+        .collect();
+    qmp.execute("migrate-set-capabilities", json!({ "capabilities": list }))
+        .await
+        .map(drop)
+}
+
+/// The guest's run state, such as `running`, `paused`, `inmigrate`, `postmigrate`.
+pub async fn run_state(qmp: &Qmp) -> Result<String, QmpError> {
+    let status = qmp.execute("query-status", json!({})).await?;
+    Ok(status["status"].as_str().unwrap_or_default().to_owned())
+}
+
+/// The state of the migration, such as `active`, `completed`, `failed`; empty before any.
+pub async fn migration_status(qmp: &Qmp) -> Result<String, QmpError> {
+    let status = qmp.execute("query-migrate", json!({})).await?;
+    Ok(status["status"].as_str().unwrap_or_default().to_owned())
+}
+
+/// A connected pair: our end, and the one for QEMU under `name` (migrate uri `fd:NAME`). A pair has no
+/// path that others could open, and its buffers are ours to bound.
+pub async fn socket_for_qemu(qmp: &Qmp, name: &str) -> anyhow::Result<UnixStream> {
+    let (ours, theirs) =
+        std::os::unix::net::UnixStream::pair().context("cannot make a socket pair")?;
+    for end in [&ours, &theirs] {
+        socket2::SockRef::from(end).set_send_buffer_size(SOCKET_BYTES)?;
+    }
+    let theirs: OwnedFd = theirs.into();
+    let named = json!({ "fdname": name });
+    let passed = qmp.execute_with_fd("getfd", named, theirs.as_fd()).await;
+    passed.context("cannot pass a socket to QEMU; is its QMP a unix socket on this host?")?;
+    ours.set_nonblocking(true)?;
+    Ok(UnixStream::from_std(ours)?)
+}
+
+/// Waits until `done` says so of the migration's state; fails on `failed` or after `wait`.
+pub async fn wait_for_migration(
+    qmp: &Qmp,
+    wait: Duration,
+    done: impl Fn(&str) -> bool,
+) -> anyhow::Result<String> {
+    let deadline = Instant::now() + wait;
+    loop {
+        let status = migration_status(qmp).await?;
+        if done(&status) {
+            return Ok(status);
+        }
+        if Instant::now() > deadline {
+            bail!(
+                "QEMU's migration is still {status:?} after {} s",
+                wait.as_secs()
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Lets the source's guest run on after a migration that did not happen: cancels what is under way, continues
+/// what was stopped for it. A guest that was paused before stays so.
+pub async fn take_back(qmp: &Qmp, was_running: bool) -> anyhow::Result<()> {
+    let over = |status: &str| {
+        !matches!(
+            status,
+            "setup" | "active" | "device" | "cancelling" | "pre-switchover" | "wait-unplug"
+        )
+    };
+    if !over(&migration_status(qmp).await?) {
+        // Refused where the migration has just ended by itself; the wait tells which it was.
+        let _ = qmp.execute("migrate_cancel", json!({})).await;
+        wait_for_migration(qmp, Duration::from_secs(10), over).await?;
+    }
+    // After a cancel QEMU continues the guest by itself, a moment later.
+    for _ in 0..50 {
+        match run_state(qmp).await?.as_str() {
+            "finish-migrate" => tokio::time::sleep(Duration::from_millis(20)).await,
+            "paused" | "postmigrate" if was_running => {
+                qmp.execute("cont", json!({})).await?;
+                return Ok(());
+            }
+            _ => return Ok(()),
+        }
+    }
+    bail!("the source QEMU does not leave state finish-migrate; continue it with QMP cont")
+}

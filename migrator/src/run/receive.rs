@@ -1,0 +1,205 @@
+//! `receive`, up to the first byte for QEMU: listen, greet, check that both sides fit, take the plan. Until
+//! then QEMU is untouched, so whatever fails, the operator can simply try again.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use san_io::Fault;
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+
+use super::Interrupts;
+use super::destination::{Outcome, Transfer};
+use super::journal::{Journal, Promise, Side};
+use super::lan::{self, LanIn, LanOut};
+use super::migrate::abort_reason;
+use super::qemu;
+use super::storage::{self, DiskOverride, Disks, Storage};
+use crate::core::plan::{Plan, PlanRun};
+use crate::core::ram::RamTable;
+use crate::core::wire::{self, Hello, Kind, Welcome, WireRun};
+use crate::qmp::Qmp;
+
+/// A peer that connects and says nothing does not hold up the listener for longer.
+const HELLO_WAIT: Duration = Duration::from_secs(5);
+
+/// What the operator asked for.
+#[derive(Debug)]
+pub struct Options {
+    /// Address to listen on.
+    pub listen: String,
+    /// QMP socket of a QEMU started with `-incoming defer`.
+    pub qmp: PathBuf,
+    /// Where disks are, if not where QEMU has them.
+    pub disks: Vec<DiskOverride>,
+    /// Where the journal is kept.
+    pub journal_dir: PathBuf,
+    /// A read that has not completed after this time is given up; the LAN carries its pages.
+    pub stall_ms: u64,
+    /// For tests only.
+    pub fault: Option<Fault>,
+}
+
+/// Receives one guest into the QEMU behind `options.qmp`. `ready` is called with the address listened on.
+pub async fn receive(
+    options: &Options,
+    ready: impl FnOnce(std::net::SocketAddr),
+) -> anyhow::Result<Outcome> {
+    let qmp = Qmp::connect(&options.qmp).await?;
+    check_destination(&qmp).await?;
+    let disks = Disks::open(&qmp, &options.disks).await?;
+    let listener = TcpListener::bind(&options.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", options.listen))?;
+    ready(listener.local_addr()?);
+    let (mut lan_in, lan_out, hello) = accept(&listener).await?;
+    drop(listener);
+    let prepared = prepare(&qmp, &hello, disks, options).await;
+    let (table, storage, welcome) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            lan_out
+                .send(wire::frame(Kind::Abort, format!("{error:#}").as_bytes()))
+                .await?;
+            lan_out.finish().await;
+            return Err(
+                error.context("the migration was refused; QEMU waits on, receive can be run again")
+            );
+        }
+    };
+    lan_out
+        .send(wire::message_frame(Kind::Welcome, &welcome))
+        .await?;
+    let plan = receive_plan(&mut lan_in, &table, &storage.disk_bytes(&hello.disks)).await?;
+    let qmp_name = options.qmp.display().to_string();
+    let journal = Journal::begin(&options.journal_dir, hello.id, Side::Destination, &qmp_name)?;
+    let stream = match start_incoming(&qmp, welcome.switchover_ack).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            journal.end(Promise::Stayed)?;
+            return Err(error);
+        }
+    };
+    let transfer = Transfer::new(
+        &qmp,
+        stream,
+        (lan_in, lan_out),
+        storage,
+        plan,
+        table,
+        hello.key,
+        journal,
+    )?;
+    transfer.run().await
+}
+
+/// Refuses a QEMU that cannot receive.
+async fn check_destination(qmp: &Qmp) -> anyhow::Result<()> {
+    let state = qemu::run_state(qmp).await?;
+    ensure!(
+        state == "inmigrate",
+        "the destination QEMU is in state {state}; start it with the source's options and -incoming defer"
+    );
+    let status = qemu::migration_status(qmp).await?;
+    ensure!(
+        matches!(status.as_str(), "" | "none"),
+        "the destination QEMU receives a migration already (state {status}); start it with -incoming defer"
+    );
+    qemu::refuse_unknown_capabilities(qmp, "destination").await
+}
+
+/// Waits for a source. Whatever else connects is told off and forgotten.
+async fn accept(listener: &TcpListener) -> anyhow::Result<(LanIn, LanOut, Hello)> {
+    let mut interrupts = Interrupts::new()?;
+    loop {
+        let (stream, peer) = tokio::select! {
+            accepted = listener.accept() => accepted.context("cannot accept a connection")?,
+            () = interrupts.next() => bail!("interrupted while waiting for a source; QEMU waits on"),
+        };
+        match hello(stream).await {
+            Ok(accepted) => return Ok(accepted),
+            Err(error) => super::note(&format!("{peer} is turned away: {error:#}")),
+        }
+    }
+}
+
+async fn hello(stream: TcpStream) -> anyhow::Result<(LanIn, LanOut, Hello)> {
+    let (mut lan_in, lan_out) = lan::open(stream).await?;
+    let first = tokio::time::timeout(HELLO_WAIT, lan_in.receive()).await;
+    match first.context("no Hello in time")?? {
+        Some((Kind::Hello, body)) => {
+            Ok((lan_in, lan_out, wire::parse_message(Kind::Hello, &body)?))
+        }
+        Some((kind, _)) => bail!("{kind:?} instead of Hello"),
+        None => bail!("closed without a Hello"),
+    }
+}
+
+/// Checks that this QEMU fits the source's, and opens the disks that the plan will name.
+async fn prepare(
+    qmp: &Qmp,
+    hello: &Hello,
+    disks: Disks,
+    options: &Options,
+) -> anyhow::Result<(RamTable, Storage, Welcome)> {
+    let table = RamTable::new(hello.ram.clone())?;
+    storage::check_ram(qmp, &hello.ram).await?;
+    let storage = Storage::start(disks, &hello.disks, options.stall_ms, options.fault)?;
+    let switchover_ack =
+        hello.switchover_ack && qemu::knows_capability(qmp, "switchover-ack").await?;
+    let readable = storage.readable();
+    let welcome = Welcome {
+        qemu_version: qmp.qemu_version(),
+        switchover_ack,
+        readable,
+    };
+    Ok((table, storage, welcome))
+}
+
+async fn receive_plan(
+    lan_in: &mut LanIn,
+    table: &RamTable,
+    disk_bytes: &[u64],
+) -> anyhow::Result<Plan> {
+    let mut runs: Vec<PlanRun> = Vec::new();
+    loop {
+        let frame = lan_in
+            .receive()
+            .await?
+            .context("the source closed the connection before the plan was whole")?;
+        match frame {
+            (Kind::Plan, body) => {
+                let more = wire::parse_array::<WireRun>(Kind::Plan, &body)?;
+                // Checked here as well, so that memory is bounded before the whole plan is.
+                ensure!(
+                    runs.len() + more.len() <= table.pages() as usize,
+                    "the plan has more runs than guest RAM has pages"
+                );
+                runs.extend(more.iter().map(PlanRun::from));
+            }
+            (Kind::PlanEnd, _) => return Ok(Plan::new(runs, table.pages(), disk_bytes)?),
+            (Kind::Abort, body) => bail!("the source gave up: {}", abort_reason(&body)),
+            (kind, _) => bail!("the source sent {kind:?} instead of the plan"),
+        }
+    }
+}
+
+/// Makes QEMU wait for the stream on a socket of ours, and stay paused once it has it.
+async fn start_incoming(qmp: &Qmp, switchover_ack: bool) -> anyhow::Result<UnixStream> {
+    let mut capabilities = vec![
+        ("return-path", true),
+        ("events", true),
+        ("late-block-activate", true),
+    ];
+    if switchover_ack {
+        capabilities.push(("switchover-ack", true));
+    }
+    qemu::set_capabilities(qmp, &capabilities).await?;
+    // Clears autostart: a loaded guest stays paused until the handover says otherwise.
+    qmp.execute("stop", json!({})).await?;
+    let stream = qemu::socket_for_qemu(qmp, "pct-vmi").await?;
+    qmp.execute("migrate-incoming", json!({ "uri": "fd:pct-vmi" }))
+        .await?;
+    Ok(stream)
+}

@@ -1,0 +1,644 @@
+//! The source's loop: carries QEMU's stream to the destination, page by page, and decides nothing by itself — the
+//! core does. Contract: on success the guest is the destination's; on failure it runs on here.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{broadcast, mpsc};
+use vmi::LiveMemory;
+
+use super::Interrupts;
+use super::journal::{Journal, Promise};
+use super::lan::{LanIn, LanOut};
+use super::migrate::{Guest, abort_reason};
+use super::progress::{Progress, Snapshot};
+use super::qemu;
+use super::summary::{Summary, Use, bound_ms};
+use crate::core::dispatcher::{Dispatcher, Telling};
+use crate::core::handover::{End, Source, SourceAction, SourceEvent};
+use crate::core::ram::{PAGE_BYTES, RamPage, RamTable};
+use crate::core::stream::{Item, Parser, return_path};
+use crate::core::wire::{self, Kind, PagesFrame, Record, Report};
+use crate::qmp::{Event, Qmp};
+use crate::vm::LiveVm;
+
+/// Bytes of QEMU's stream read at a time. They count as sent for QEMU, as the socket's do.
+const READ_BYTES: usize = 64 << 10;
+/// QEMU's own buffer in front of its socket (migration/qemu-file.c, IO_BUF_SIZE).
+const QEMU_FILE_BYTES: usize = 32 << 10;
+/// Bytes that a zero page takes in the stream; the kernel may double the socket's size.
+const ZERO_PAGE_BYTES: usize = 9;
+/// Guest pages that must stay unread while QEMU is held back: as many as everything between its
+/// page loop and our parser can swallow if all are zero. Fewer, and QEMU runs out of pages, stops the
+/// guest and waits for us with the guest stopped. More, and their content is sent later than it could be.
+const RESERVE_PAGES: u32 =
+    ((2 * qemu::SOCKET_BYTES + READ_BYTES + QEMU_FILE_BYTES) / ZERO_PAGE_BYTES) as u32;
+/// A batch for the network is closed at this size: 128 KiB take 10 ms at 100 Mbit/s.
+const BATCH_BYTES: usize = 128 << 10;
+/// Pages stolen or answered at a time: pieces small enough that both suppliers end together.
+const PIECE_PAGES: usize = 16;
+/// How long a destination that was told to give up may take to end its QEMU.
+const RETREAT_WAIT: Duration = Duration::from_secs(10);
+/// How long a committed handover may take: the destination's QEMU takes the disks and continues.
+const RUN_WAIT: Duration = Duration::from_secs(30);
+const TICK: Duration = Duration::from_millis(200);
+
+/// How a migration ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The migration's name in the journals.
+    pub id: String,
+    /// Whose the guest is.
+    pub end: End,
+    /// Why it is not the destination's.
+    pub why: Option<anyhow::Error>,
+    /// The figures.
+    pub summary: Summary,
+}
+
+/// Bytes of QEMU's stream that are not parsed yet.
+#[derive(Default)]
+struct StreamBuffer {
+    bytes: Vec<u8>,
+    start: usize,
+    /// Whether the parser may find an item: false once it asked for more bytes.
+    ripe: bool,
+}
+
+impl StreamBuffer {
+    fn unparsed(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    fn compact(&mut self) {
+        self.bytes.drain(..std::mem::take(&mut self.start));
+    }
+}
+
+/// Why the loop woke up.
+enum Wake {
+    Interrupt,
+    Lan(Option<anyhow::Result<(Kind, Vec<u8>)>>),
+    QemuEvent(Result<Event, broadcast::error::RecvError>),
+    Stream(std::io::Result<usize>),
+    Room(Result<mpsc::OwnedPermit<Vec<u8>>, mpsc::error::SendError<()>>),
+    Tick,
+}
+
+/// One migration going out.
+pub struct Transfer<'a> {
+    qmp: &'a Qmp,
+    memory: Arc<dyn LiveMemory>,
+    table: RamTable,
+    dispatcher: Dispatcher,
+    parser: Parser,
+    reserve: u32,
+    buffer: StreamBuffer,
+    qemu_in: OwnedReadHalf,
+    qemu_out: OwnedWriteHalf,
+    stream_open: bool,
+    events: broadcast::Receiver<Event>,
+    lan_in: mpsc::Receiver<anyhow::Result<(Kind, Vec<u8>)>>,
+    lan_out: LanOut,
+    /// Frames that go before everything else.
+    control: VecDeque<Vec<u8>>,
+    /// Pages that the destination asked for.
+    needs: VecDeque<RamPage>,
+    gate: return_path::Gate,
+    /// QEMU must not come to its end yet.
+    held: bool,
+    guest: Guest,
+    handover: Source,
+    /// When waiting for the peer's part in the handover is over.
+    deadline: Option<Instant>,
+    journal: Journal,
+    why: Option<anyhow::Error>,
+    storage: wire::Progress,
+    pass: u64,
+    stopped: Option<Instant>,
+    up: Option<Instant>,
+    begun: Instant,
+    progress: Progress,
+    interrupts: Interrupts,
+    tick: tokio::time::Interval,
+}
+
+impl<'a> Transfer<'a> {
+    /// A migration whose stream QEMU writes to `stream`.
+    pub fn new(
+        vm: &'a LiveVm,
+        stream: UnixStream,
+        (lan_in, lan_out): (LanIn, LanOut),
+        dispatcher: Dispatcher,
+        table: RamTable,
+        journal: Journal,
+        guest: Guest,
+        (begun, progress): (Instant, Progress),
+    ) -> anyhow::Result<Transfer<'a>> {
+        let (qemu_in, qemu_out) = stream.into_split();
+        Ok(Transfer {
+            qmp: &vm.qmp,
+            memory: vm.memory.clone(),
+            dispatcher,
+            parser: Parser::new(table.clone()),
+            reserve: RESERVE_PAGES.min(table.pages() / 4),
+            table,
+            buffer: StreamBuffer::default(),
+            qemu_in,
+            qemu_out,
+            stream_open: true,
+            events: vm.qmp.events(),
+            lan_in: lan_in.into_channel(),
+            lan_out,
+            control: VecDeque::new(),
+            needs: VecDeque::new(),
+            gate: return_path::Gate::default(),
+            held: true,
+            guest,
+            handover: Source::START,
+            deadline: None,
+            journal,
+            why: None,
+            storage: wire::Progress::default(),
+            pass: 0,
+            stopped: None,
+            up: None,
+            begun,
+            progress,
+            interrupts: Interrupts::new()?,
+            tick: tokio::time::interval(TICK),
+        })
+    }
+
+    /// Carries the migration to its end.
+    pub async fn run(mut self) -> anyhow::Result<Outcome> {
+        let end = loop {
+            let event = match self.step().await {
+                Ok(None) => continue,
+                Ok(Some(event)) => event,
+                Err(error) => {
+                    self.why.get_or_insert(error);
+                    SourceEvent::Failed
+                }
+            };
+            if let Some(end) = self.drive(event).await {
+                break end;
+            }
+        };
+        self.progress.finish();
+        let summary = self.summary();
+        let Transfer {
+            lan_out,
+            journal,
+            mut why,
+            ..
+        } = self;
+        let id = journal.id().to_owned();
+        lan_out.finish().await;
+        let closed = match end {
+            End::Moved => journal.end(Promise::Moved),
+            End::Stayed => journal.end(Promise::Stayed),
+            End::Uncertain => Ok(()),
+        };
+        if let (Err(error), None) = (closed, &why) {
+            why = Some(error);
+        }
+        Ok(Outcome {
+            id,
+            end,
+            why,
+            summary,
+        })
+    }
+
+    /// Waits for one thing to happen and deals with it.
+    async fn step(&mut self) -> anyhow::Result<Option<SourceEvent>> {
+        if self.held && self.dispatcher.open() == 0 && self.is_transferring() {
+            self.release().await?;
+        }
+        match self.wake().await {
+            Wake::Interrupt if self.handover.is_committed() => {
+                super::note("the guest is the destination's already: waiting for its answer");
+            }
+            Wake::Interrupt => bail!("interrupted"),
+            Wake::Lan(Some(Ok((kind, body)))) => return self.on_frame(kind, &body).await,
+            Wake::Lan(Some(Err(error))) => return Ok(Some(self.peer_lost(error))),
+            Wake::Lan(None) => {
+                let error = anyhow!("the destination closed the connection");
+                return Ok(Some(self.peer_lost(error)));
+            }
+            Wake::Room(Err(_)) => {
+                return Ok(Some(
+                    self.peer_lost(anyhow!("the connection to the destination failed")),
+                ));
+            }
+            Wake::Room(Ok(permit)) => {
+                if let Some(batch) = self.next_batch()? {
+                    permit.send(batch);
+                }
+            }
+            Wake::Stream(read) => return self.on_stream(read).await,
+            Wake::QemuEvent(Ok(event)) => self.on_qemu_event(&event),
+            // Events are news, not state: what was missed shows in the stream.
+            Wake::QemuEvent(Err(_)) => {}
+            Wake::Tick => {
+                self.progress.show(&self.snapshot());
+                if self
+                    .deadline
+                    .is_some_and(|deadline| Instant::now() > deadline)
+                {
+                    return Ok(Some(
+                        self.peer_lost(anyhow!("the destination does not answer")),
+                    ));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    async fn wake(&mut self) -> Wake {
+        let has_work = self.has_work();
+        let wants_stream = self.stream_open && !self.buffer.ripe && self.is_transferring();
+        if wants_stream {
+            self.buffer.compact();
+            self.buffer.bytes.reserve(READ_BYTES);
+        }
+        let mut limited = (&mut self.qemu_in).take(READ_BYTES as u64);
+        tokio::select! {
+            biased;
+            () = self.interrupts.next() => Wake::Interrupt,
+            _ = self.tick.tick() => Wake::Tick,
+            frame = self.lan_in.recv() => Wake::Lan(frame),
+            event = self.events.recv() => Wake::QemuEvent(event),
+            read = limited.read_buf(&mut self.buffer.bytes), if wants_stream => Wake::Stream(read),
+            permit = self.lan_out.queue.clone().reserve_owned(), if has_work => Wake::Room(permit),
+        }
+    }
+
+    fn is_transferring(&self) -> bool {
+        matches!(self.handover, Source::Transferring { .. })
+    }
+
+    fn peer_lost(&mut self, error: anyhow::Error) -> SourceEvent {
+        self.why.get_or_insert(error);
+        SourceEvent::PeerLost
+    }
+
+    fn has_work(&self) -> bool {
+        let transfers = self.is_transferring()
+            && (!self.needs.is_empty() || self.may_parse() || self.dispatcher.can_steal());
+        transfers || !self.control.is_empty()
+    }
+
+    /// Pacing: while a page of the plan is open, the end of the first pass stays unread.
+    fn may_parse(&self) -> bool {
+        self.buffer.ripe && (!self.held || self.dispatcher.unseen() > self.reserve)
+    }
+
+    /// What the network carries next: what is urgent, what was asked for, what only it can carry; and what
+    /// storage could carry as well, whenever the network would otherwise be idle.
+    fn next_batch(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+        if let Some(frame) = self.control.pop_front() {
+            return Ok(Some(frame));
+        }
+        if !self.needs.is_empty() {
+            return self.answer_needs();
+        }
+        if self.may_parse() && !(self.lan_out.is_idle() && self.dispatcher.can_steal()) {
+            return self.tell_stream();
+        }
+        let stolen = self.steal()?;
+        if stolen.is_none() && self.may_parse() {
+            return self.tell_stream();
+        }
+        Ok(stolen)
+    }
+
+    /// Parses what was read of the stream into frames for the destination.
+    fn tell_stream(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+        let mut batch = Batch::new();
+        while batch.len() < BATCH_BYTES && self.may_parse() {
+            let Some((taken, item)) = self.parser.next(&self.buffer.bytes[self.buffer.start..])?
+            else {
+                self.buffer.ripe = false;
+                break;
+            };
+            self.buffer.start += taken;
+            match item {
+                Item::Page(page, content) => match self.dispatcher.emit(page, content) {
+                    Telling::Content => batch.record(&Record::Content(page, content)),
+                    Telling::Claim(digest) => batch.record(&Record::Claim(page, digest)),
+                    Telling::Nothing => {}
+                },
+                Item::Zero(page) => {
+                    self.dispatcher.emit_zero(page);
+                    batch.record(&Record::Zero(page, 1));
+                }
+                Item::Raw(raw) | Item::Device(raw) => batch.raw(raw),
+                Item::RamStart {
+                    raw,
+                    section_id,
+                    pages,
+                } => {
+                    self.dispatcher.first_pass(pages);
+                    batch.raw(raw);
+                    batch.frame(&wire::frame(Kind::RamStart, &section_id.to_le_bytes()));
+                }
+                Item::PartEnd => {}
+                Item::RamEnd => batch.frame(&wire::frame(Kind::RamEnd, &[])),
+            }
+        }
+        Ok(batch.finish())
+    }
+
+    fn answer_needs(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+        let n = self.needs.len().min(PIECE_PAGES);
+        let pages: Vec<RamPage> = self.needs.drain(..n).collect();
+        let mut batch = Batch::new();
+        self.with_guest_pages(&pages, |dispatcher, page, bytes| {
+            if let Some(record) = dispatcher.answer(page, bytes) {
+                batch.record(&record);
+            }
+        })?;
+        Ok(batch.finish())
+    }
+
+    fn steal(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+        let mut pages = Vec::with_capacity(PIECE_PAGES);
+        let back = self.dispatcher.steal(PIECE_PAGES, &mut pages);
+        if pages.is_empty() {
+            return Ok(None);
+        }
+        let mut batch = Batch::new();
+        batch.frame(&wire::frame(Kind::Stolen, &back.to_le_bytes()));
+        self.with_guest_pages(&pages, |dispatcher, page, bytes| {
+            if let Some(record) = dispatcher.stolen(page, bytes) {
+                batch.record(&record);
+            }
+        })?;
+        Ok(batch.finish())
+    }
+
+    /// Reads `pages` from guest RAM and hands each to `each`; those that cannot be read are left to QEMU.
+    fn with_guest_pages(
+        &mut self,
+        pages: &[RamPage],
+        mut each: impl FnMut(&mut Dispatcher, RamPage, &[u8; PAGE_BYTES]),
+    ) -> anyhow::Result<()> {
+        let places: Vec<(usize, u64)> = pages.iter().map(|page| self.table.locate(*page)).collect();
+        let mut bytes = vec![0; pages.len() * PAGE_BYTES];
+        if self.memory.read_block_pages(&places, &mut bytes).is_ok() {
+            for (page, bytes) in pages.iter().zip(bytes.as_chunks().0) {
+                each(&mut self.dispatcher, *page, bytes);
+            }
+            return Ok(());
+        }
+        for (page, (block, offset)) in pages.iter().zip(places) {
+            let mut bytes = [0; PAGE_BYTES];
+            match self.memory.read_block(block, offset, &mut bytes) {
+                Ok(()) => each(&mut self.dispatcher, *page, &bytes),
+                Err(error) if self.dispatcher.unreadable(*page) => {
+                    return Err(error)
+                        .context("guest RAM that the destination needs cannot be read");
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing of the plan is open any more: QEMU may come to its end.
+    async fn release(&mut self) -> anyhow::Result<()> {
+        self.held = false;
+        let limit = json!({ "downtime-limit": self.guest.downtime_limit_ms });
+        self.qmp.execute("migrate-set-parameters", limit).await?;
+        let mut acks = Vec::new();
+        self.gate.release(&mut acks);
+        self.qemu_out
+            .write_all(&acks)
+            .await
+            .context("QEMU closed its return path")
+    }
+
+    async fn on_frame(&mut self, kind: Kind, body: &[u8]) -> anyhow::Result<Option<SourceEvent>> {
+        match kind {
+            Kind::Reports => {
+                for report in wire::parse_array::<Report>(kind, body)? {
+                    let (page, outcome) = report.parse(self.table.pages())?;
+                    if self.dispatcher.report(page, outcome) {
+                        self.needs.push_back(page);
+                    }
+                }
+            }
+            Kind::Progress => {
+                self.storage = wire::parse_message(kind, body)?;
+            }
+            Kind::ReturnPath => {
+                let mut passed = Vec::new();
+                let pushed = self.gate.push(body, &mut passed);
+                pushed.map_err(|n| anyhow!("the return path has a message of {n} bytes"))?;
+                self.qemu_out
+                    .write_all(&passed)
+                    .await
+                    .context("QEMU closed its return path")?;
+            }
+            Kind::Loaded => return Ok(Some(SourceEvent::PeerLoaded)),
+            Kind::Running => {
+                self.up = Some(Instant::now());
+                return Ok(Some(SourceEvent::PeerRunning));
+            }
+            Kind::Abort => {
+                let reason = abort_reason(body);
+                self.why
+                    .get_or_insert(anyhow!("the destination gave up: {reason}"));
+                return Ok(Some(SourceEvent::PeerAborted));
+            }
+            other => bail!("the destination sent {other:?}, which only a source sends"),
+        }
+        Ok(None)
+    }
+
+    async fn on_stream(
+        &mut self,
+        read: std::io::Result<usize>,
+    ) -> anyhow::Result<Option<SourceEvent>> {
+        if read.context("reading QEMU's stream failed")? > 0 {
+            self.buffer.ripe = true;
+            return Ok(None);
+        }
+        self.stream_open = false;
+        let over = |status: &str| matches!(status, "completed" | "failed" | "cancelled");
+        let status = qemu::wait_for_migration(self.qmp, Duration::from_secs(10), over).await;
+        let status = status.context("the source QEMU ended its stream")?;
+        if status == "completed" && self.parser.is_past_ram() {
+            return Ok(Some(SourceEvent::QemuCompleted));
+        }
+        let details = self.qmp.execute("query-migrate", json!({})).await?;
+        let reason = details["error-desc"].as_str().unwrap_or("no reason given");
+        bail!("the source QEMU's migration {status}: {reason}");
+    }
+
+    fn on_qemu_event(&mut self, event: &Event) {
+        match event.name.as_str() {
+            "MIGRATION_PASS" => self.pass = event.data["pass"].as_u64().unwrap_or(self.pass),
+            "STOP" => self.stopped = Some(Instant::now()),
+            "SHUTDOWN" => {
+                let reason = event.data["reason"]
+                    .as_str()
+                    .unwrap_or("unknown")
+                    .to_owned();
+                self.why
+                    .get_or_insert(anyhow!("the guest shut down (reason {reason})"));
+            }
+            _ => {}
+        }
+    }
+
+    /// Lets the handover take `event` and does what it says, until it is over or has to wait.
+    async fn drive(&mut self, event: SourceEvent) -> Option<End> {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for action in self.handover.on(event) {
+                match action {
+                    SourceAction::WriteCommit => events.push_back(self.commit()),
+                    SourceAction::SendRun => {
+                        self.control
+                            .push_back(wire::message_frame(Kind::Run, &self.guest.run));
+                        self.deadline = Some(Instant::now() + RUN_WAIT);
+                    }
+                    SourceAction::SendAbort => {
+                        let reason = self.why.as_ref().map(|why| format!("{why:#}"));
+                        let reason = reason.unwrap_or_default();
+                        self.control
+                            .push_back(wire::frame(Kind::Abort, reason.as_bytes()));
+                        self.deadline = Some(Instant::now() + RETREAT_WAIT);
+                    }
+                    SourceAction::ResumeGuest => {
+                        if let Err(error) = qemu::take_back(self.qmp, self.guest.was_running).await
+                        {
+                            let why = self.why.take().unwrap_or_else(|| anyhow!("unknown cause"));
+                            self.why = Some(why.context(format!("{error:#}")));
+                        }
+                    }
+                    SourceAction::End(end) => return Some(end),
+                }
+            }
+        }
+        None
+    }
+
+    fn commit(&mut self) -> SourceEvent {
+        match self.journal.write(Promise::Commit) {
+            Ok(()) => SourceEvent::CommitWritten,
+            Err(error) => {
+                self.why.get_or_insert(error);
+                SourceEvent::Failed
+            }
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            elapsed: self.begun.elapsed(),
+            ram_pages: self.table.pages(),
+            unseen: self.dispatcher.unseen(),
+            open: self.dispatcher.open(),
+            lan_bytes: self.lan_out.bytes(),
+            san_bytes: self.storage.san_bytes,
+            pass: self.pass,
+            stopped: self.stopped.is_some(),
+        }
+    }
+
+    fn summary(&self) -> Summary {
+        let counts = self.dispatcher.counts();
+        let ms = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
+        let total_ms = ms(self.begun, self.up.unwrap_or_else(Instant::now));
+        let page = PAGE_BYTES as f64;
+        let lan_bytes = self.lan_out.bytes();
+        let lan = Use {
+            bytes: lan_bytes as f64,
+            seconds: self.lan_out.busy().as_secs_f64(),
+        };
+        let san = Use {
+            bytes: self.storage.san_bytes as f64,
+            seconds: self.storage.san_busy_us as f64 / 1e6,
+        };
+        let either = counts.claimed as f64 * page;
+        let only_lan = lan.bytes - (counts.stolen + counts.needed) as f64 * page;
+        let bound_ms = bound_ms(only_lan, either, lan, san);
+        Summary {
+            total_ms,
+            downtime_ms: self.stopped.zip(self.up).map(|(from, to)| ms(from, to)),
+            lan_bytes,
+            san_bytes: self.storage.san_bytes,
+            pages_content: counts.content,
+            pages_claimed: counts.claimed,
+            pages_zero: counts.zero,
+            pages_stolen: counts.stolen,
+            pages_needed: counts.needed,
+            pages_unchanged: counts.unchanged,
+            bound_ms,
+            bound_ratio: bound_ms.map(|bound| total_ms / bound),
+        }
+    }
+}
+
+/// Frames for the network, page records gathered.
+struct Batch {
+    done: Vec<u8>,
+    pages: Option<PagesFrame>,
+}
+
+impl Batch {
+    fn new() -> Batch {
+        Batch {
+            done: Vec::new(),
+            pages: None,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.done.len() + self.pages.as_ref().map_or(0, PagesFrame::len)
+    }
+
+    fn record(&mut self, record: &Record<'_>) {
+        let capacity = BATCH_BYTES + 2 * PAGE_BYTES;
+        self.pages
+            .get_or_insert_with(|| PagesFrame::new(capacity))
+            .push(record);
+    }
+
+    fn raw(&mut self, raw: &[u8]) {
+        for part in raw.chunks(BATCH_BYTES) {
+            self.frame(&wire::frame(Kind::Raw, part));
+        }
+    }
+
+    fn frame(&mut self, frame: &[u8]) {
+        self.close();
+        self.done.extend_from_slice(frame);
+    }
+
+    fn close(&mut self) {
+        if let Some(pages) = self.pages.take() {
+            let frame = pages.finish();
+            if self.done.is_empty() {
+                self.done = frame;
+            } else {
+                self.done.extend_from_slice(&frame);
+            }
+        }
+    }
+
+    fn finish(mut self) -> Option<Vec<u8>> {
+        self.close();
+        (!self.done.is_empty()).then_some(self.done)
+    }
+}
