@@ -34,8 +34,8 @@ pub struct MigrateArgs {
     #[arg(long, value_name = "MS")]
     downtime_limit: Option<u64>,
     /// Where the journal is kept.
-    #[arg(long, value_name = "DIR", default_os_t = journal::default_dir().into_os_string())]
-    journal_dir: std::ffi::OsString,
+    #[arg(long, value_name = "DIR", default_value_os_t = journal::default_dir())]
+    journal_dir: PathBuf,
     /// JSON lines on standard output, the last of type "summary".
     #[arg(long)]
     json: bool,
@@ -70,7 +70,7 @@ pub async fn run(args: MigrateArgs) -> anyhow::Result<u8> {
         division: args.division,
         suspend: args.suspend,
         downtime_limit_ms: args.downtime_limit,
-        journal_dir: PathBuf::from(args.journal_dir),
+        journal_dir: args.journal_dir,
     };
     let scan_ms = seen.took.as_secs_f64() * 1e3;
     let outcome = migrate(&vm, seen, &options, begun, Progress::new(args.json)).await?;

@@ -30,8 +30,8 @@ pub struct ReceiveArgs {
     #[arg(long, value_name = "MS", default_value_t = 5000)]
     stall: u64,
     /// Where the journal is kept.
-    #[arg(long, value_name = "DIR", default_os_t = journal::default_dir().into_os_string())]
-    journal_dir: std::ffi::OsString,
+    #[arg(long, value_name = "DIR", default_value_os_t = journal::default_dir())]
+    journal_dir: PathBuf,
     /// JSON lines on standard output, the last of type "summary".
     #[arg(long)]
     json: bool,
@@ -61,7 +61,7 @@ pub async fn run(args: ReceiveArgs) -> anyhow::Result<u8> {
         listen: args.listen,
         qmp: args.qmp,
         disks: args.disk,
-        journal_dir: PathBuf::from(args.journal_dir),
+        journal_dir: args.journal_dir,
         stall_ms: args.stall,
         fault: fault_for_tests()?,
     };

@@ -22,13 +22,13 @@ pub struct SettleArgs {
     #[arg(long)]
     committed: bool,
     /// Where the journal is kept.
-    #[arg(long, value_name = "DIR", default_os_t = journal::default_dir().into_os_string())]
-    journal_dir: std::ffi::OsString,
+    #[arg(long, value_name = "DIR", default_value_os_t = journal::default_dir())]
+    journal_dir: PathBuf,
 }
 
 /// Runs `pct-vmi settle`; returns the exit code.
 pub async fn run(args: SettleArgs) -> anyhow::Result<u8> {
-    let dir = Path::new(&args.journal_dir);
+    let dir = &args.journal_dir;
     ensure!(
         args.id.bytes().all(|b| b.is_ascii_hexdigit()),
         "{:?} is not a migration's id",

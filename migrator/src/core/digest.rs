@@ -30,7 +30,7 @@ impl DigestKey {
     /// A fresh key from the kernel's random numbers.
     pub fn fresh() -> std::io::Result<DigestKey> {
         let mut key = [0; 32];
-        getrandom::fill(&mut key)?;
+        getrandom::fill(&mut key).map_err(std::io::Error::other)?;
         Ok(DigestKey(key))
     }
 

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
-use san_io::{Completed, Read};
+use san_io::Completed;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -233,7 +233,7 @@ impl<'a> Transfer<'a> {
                     self.peer_lost(anyhow!("the connection to the source failed")),
                 ));
             }
-            Wake::Room(Ok(permit)) => permit.send(self.next_frame()),
+            Wake::Room(Ok(permit)) => drop(permit.send(self.next_frame())),
             Wake::Storage(completed) => self.on_storage(completed).await?,
             Wake::ReturnPath(read, bytes) => {
                 // QEMU closes its end when it has loaded everything; its events say how that went.

@@ -72,10 +72,6 @@ struct StreamBuffer {
 }
 
 impl StreamBuffer {
-    fn unparsed(&self) -> &[u8] {
-        &self.bytes[self.start..]
-    }
-
     fn compact(&mut self) {
         self.bytes.drain(..std::mem::take(&mut self.start));
     }
