@@ -1,0 +1,29 @@
+//! Reads a guest's memory from the host: memory sources, page tables, kernel views, and from them the
+//! page map that says which page frame holds which disk block.
+//!
+//! All of it is a hint. Guest memory is hostile and may be torn while the guest runs: nothing here
+//! panics, loops or allocates on its word, and nothing here ever writes to a guest.
+
+pub mod address;
+pub mod attach;
+mod cache;
+mod ext4;
+pub mod kernel;
+pub mod layout;
+pub mod memory;
+pub mod page_map;
+pub mod paging;
+mod place;
+pub mod reason;
+pub mod scan;
+
+pub use address::{Gpa, Gva, PAGE_BYTES, Pfn};
+pub use attach::{AttachError, VcpuRegisters, attach};
+pub use kernel::{Kernel, KernelInfo};
+pub use layout::{LayoutError, RamBlock, RamLayout, RamRange};
+pub use memory::{Dump, GuestMemory, LiveMemory, MemoryError, QemuRam};
+pub use page_map::Run;
+pub use reason::Reason;
+pub use scan::{
+    CachedFile, FilesystemCounts, GuestDisk, Scan, ScanError, ScanOptions, Timings, scan,
+};

@@ -1,0 +1,128 @@
+//! Block devices (block/bdev.c, include/linux/blk_types.h): a partition's place on its disk, and which
+//! disk of the machine that is, told by the names of its parents up to the PCI device.
+
+use crate::address::{Gpa, Gva, PAGE_BYTES, Pfn};
+use crate::kernel::{Inode, Kernel, Unreadable};
+
+/// Linux counts in these whatever the device's block size is.
+const SECTOR_BYTES: u64 = 512;
+/// A disk's parents: virtio has three, SCSI behind a bridge about nine.
+const PARENTS_MAX: usize = 32;
+
+/// A block device: a disk, or a partition of one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlockDevice {
+    pub(crate) gendisk: Gva,
+    /// Where it begins on the disk, in bytes.
+    pub(crate) start: u64,
+    pub(crate) bytes: u64,
+    /// Someone has claimed it: a file system, device mapper, swap, or an opener with O_EXCL.
+    pub(crate) is_held: bool,
+}
+
+/// A disk as the guest sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Disk {
+    pub(crate) gendisk: Gva,
+    pub(crate) name: String,
+    pub(crate) bytes: u64,
+    /// Names of the device and its parents: vda, virtio0, 0000:00:02.0, pci0000:00.
+    pub(crate) parents: Vec<String>,
+}
+
+impl Disk {
+    /// Address of the nearest PCI device above the disk.
+    pub(crate) fn pci_address(&self) -> Option<&str> {
+        self.parents
+            .iter()
+            .map(String::as_str)
+            .find(|name| is_pci_address(name))
+    }
+}
+
+impl Kernel<'_> {
+    /// The block device whose inode this is.
+    pub(crate) fn bdev_of_inode(&self, inode: Gva) -> Gva {
+        let layout = &self.layouts.bdev_inode;
+        inode
+            .container(layout.vfs_inode.offset)
+            .offset(layout.bdev.offset.into())
+    }
+
+    /// The inode that holds a block device's page cache.
+    pub(crate) fn inode_of_bdev(&self, bdev: Gva) -> Result<Inode, Unreadable> {
+        let layout = &self.layouts.bdev_inode;
+        self.inode(
+            bdev.container(layout.bdev.offset)
+                .offset(layout.vfs_inode.offset.into()),
+        )
+    }
+
+    pub(crate) fn block_device(&self, bdev: Gva) -> Result<BlockDevice, Unreadable> {
+        let layout = &self.layouts.block_device;
+        let sectors = |count: u64| count.checked_mul(SECTOR_BYTES).ok_or(Unreadable(bdev));
+        let mut is_held = false;
+        for field in [layout.bd_holders, layout.bd_holder].into_iter().flatten() {
+            is_held |= self.uint(bdev, field)? != 0;
+        }
+        Ok(BlockDevice {
+            gendisk: self.pointer(bdev, layout.bd_disk)?,
+            start: sectors(self.uint(bdev, layout.bd_start_sect)?)?,
+            bytes: sectors(self.uint(bdev, layout.bd_nr_sectors)?)?,
+            is_held,
+        })
+    }
+
+    pub(crate) fn disk(&self, gendisk: Gva) -> Result<Disk, Unreadable> {
+        let part0 = self.pointer(gendisk, self.layouts.gendisk.part0)?;
+        let device = part0.offset(self.layouts.block_device.bd_device.offset.into());
+        Ok(Disk {
+            gendisk,
+            name: self.string_in(gendisk, self.layouts.gendisk.disk_name)?,
+            bytes: self.block_device(part0)?.bytes,
+            parents: self.device_names(device)?,
+        })
+    }
+
+    /// Fills `buf` with a block of a device out of the device's own page cache; None when it is not
+    /// there, or not up to date. A dirty one is newer than the disk, and right.
+    pub(crate) fn read_cached_block(&self, bdev: Gva, block: u64, buf: &mut [u8]) -> Option<()> {
+        let offset = block.checked_mul(buf.len() as u64)?;
+        let mapping = self.inode_of_bdev(bdev).ok()?.mapping;
+        for (page, buf) in (offset / PAGE_BYTES..).zip(buf.chunks_mut(PAGE_BYTES as usize)) {
+            let folio = self
+                .folio(self.xa_load(self.i_pages(mapping), page)?)
+                .ok()?;
+            let inside = page
+                .checked_sub(folio.index)
+                .filter(|&inside| inside < folio.pages)?;
+            if folio.mapping != mapping || folio.flags & self.layouts.page_flags.uptodate == 0 {
+                return None;
+            }
+            let frame = Pfn(folio.pfn.0.checked_add(inside)?).gpa()?;
+            self.space
+                .read_physical(Gpa(frame.0 + offset % PAGE_BYTES), buf)?;
+        }
+        Some(())
+    }
+
+    fn device_names(&self, mut device: Gva) -> Result<Vec<String>, Unreadable> {
+        let mut names = Vec::new();
+        while !device.is_null() && names.len() < PARENTS_MAX {
+            let kobj = device.offset(self.layouts.device.kobj.offset.into());
+            names.push(self.string_behind(kobj, self.layouts.kobject.name)?);
+            device = self.pointer(device, self.layouts.device.parent)?;
+        }
+        Ok(names)
+    }
+}
+
+/// `0000:00:02.0`
+fn is_pci_address(name: &str) -> bool {
+    let hex = |text: &str, digits| text.len() >= digits && u32::from_str_radix(text, 16).is_ok();
+    let parts: Vec<&str> = name.split([':', '.']).collect();
+    matches!(parts[..], [domain, bus, slot, function]
+        if hex(domain, 4) && hex(bus, 2) && hex(slot, 2) && hex(function, 1))
+        && name.len() == parts.iter().map(|part| part.len() + 1).sum::<usize>() - 1
+        && name.rfind(':') < name.find('.')
+}

@@ -1,0 +1,101 @@
+//! Super blocks, inodes and their page caches (include/linux/fs.h).
+
+use crate::address::Gva;
+use crate::kernel::{Kernel, Unreadable, Walk};
+
+const S_IFMT: u64 = 0o170_000;
+const S_IFREG: u64 = 0o100_000;
+const S_IFBLK: u64 = 0o060_000;
+/// S_DAX of inode.i_flags: there is no page cache, the pages are the storage.
+const S_DAX: u64 = 1 << 13;
+
+/// A mounted file system, or one of the kernel's own.
+#[derive(Debug, Clone)]
+pub(crate) struct SuperBlock {
+    pub(crate) address: Gva,
+    /// file_system_type.name: "ext4", "tmpfs", "bdev".
+    pub(crate) fs: String,
+    /// The device's name, or the file system's where there is none.
+    pub(crate) id: String,
+    pub(crate) block_bytes: u64,
+    /// Null where there is no device.
+    pub(crate) bdev: Gva,
+}
+
+/// An inode that may have a page cache.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Inode {
+    pub(crate) address: Gva,
+    pub(crate) mapping: Gva,
+    pub(crate) ino: u64,
+    mode: u64,
+    flags: u64,
+    pub(crate) size_bytes: u64,
+    /// Pages in the mapping.
+    pub(crate) nrpages: u64,
+    /// The mapping's host is this inode: not so for a block device's node in a file system.
+    pub(crate) is_host: bool,
+}
+
+impl Inode {
+    pub(crate) fn is_regular(&self) -> bool {
+        self.mode & S_IFMT == S_IFREG
+    }
+
+    pub(crate) fn is_block_device(&self) -> bool {
+        self.mode & S_IFMT == S_IFBLK
+    }
+
+    pub(crate) fn is_dax(&self) -> bool {
+        self.flags & S_DAX != 0
+    }
+}
+
+impl Kernel<'_> {
+    /// Addresses of all super blocks.
+    pub(crate) fn super_block_addresses(&self, entries_max: usize) -> Walk {
+        self.list_entries(
+            self.super_blocks,
+            self.layouts.super_block.s_list,
+            entries_max,
+        )
+    }
+
+    pub(crate) fn super_block(&self, address: Gva) -> Result<SuperBlock, Unreadable> {
+        let layout = &self.layouts.super_block;
+        let kind = self.pointer(address, layout.s_type)?;
+        Ok(SuperBlock {
+            address,
+            fs: self.string_behind(kind, self.layouts.file_system_type.name)?,
+            id: self.string_in(address, layout.s_id)?,
+            block_bytes: self.uint(address, layout.s_blocksize)?,
+            bdev: self.pointer(address, layout.s_bdev)?,
+        })
+    }
+
+    /// Addresses of a super block's inodes.
+    pub(crate) fn inode_addresses(&self, sb: Gva, entries_max: usize) -> Walk {
+        let head = sb.offset(self.layouts.super_block.s_inodes.offset.into());
+        self.list_entries(head, self.layouts.inode.i_sb_list, entries_max)
+    }
+
+    pub(crate) fn inode(&self, address: Gva) -> Result<Inode, Unreadable> {
+        let layout = &self.layouts.inode;
+        let mapping = self.pointer(address, layout.i_mapping)?;
+        Ok(Inode {
+            address,
+            mapping,
+            ino: self.uint(address, layout.i_ino)?,
+            mode: self.uint(address, layout.i_mode)?,
+            flags: self.uint(address, layout.i_flags)?,
+            size_bytes: self.uint(address, layout.i_size)?,
+            nrpages: self.uint(mapping, self.layouts.address_space.nrpages)?,
+            is_host: self.pointer(mapping, self.layouts.address_space.host)? == address,
+        })
+    }
+
+    /// The xarray of a mapping's pages.
+    pub(crate) fn i_pages(&self, mapping: Gva) -> Gva {
+        mapping.offset(self.layouts.address_space.i_pages.offset.into())
+    }
+}

@@ -1,0 +1,87 @@
+//! Sources of guest memory behind one small read-only trait. A read gives every byte asked for or
+//! fails: no source may fill in zeros for what it could not read.
+
+mod dump;
+mod live;
+mod mapped;
+mod process;
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+pub use dump::Dump;
+pub use live::QemuRam;
+
+use crate::address::Gpa;
+use crate::layout::{RamLayout, RamRange};
+
+/// Why guest memory could not be read.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    #[error("{bytes} bytes at guest physical address {gpa} are not RAM")]
+    NotRam { gpa: Gpa, bytes: usize },
+    #[error("{bytes} bytes at {offset:#x} are outside of RAM block {block} or cannot be reached")]
+    Block {
+        block: usize,
+        offset: u64,
+        bytes: usize,
+    },
+    #[error("cannot read {bytes} bytes at {address:#x} of process {pid}")]
+    Process {
+        pid: i32,
+        address: u64,
+        bytes: usize,
+        source: io::Error,
+    },
+    #[error("cannot read {}", path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error("{}: {problem}", path.display())]
+    Format { path: PathBuf, problem: String },
+}
+
+/// What introspection needs of a guest's memory.
+pub trait GuestMemory: Send + Sync {
+    /// Fills `buf` from guest physical memory.
+    ///
+    /// # Errors
+    /// When any byte of it is not RAM or cannot be read.
+    fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError>;
+
+    /// Guest RAM, sorted by address.
+    fn ranges(&self) -> &[RamRange];
+
+    /// Fills `out` with the same number of bytes from each address, in order.
+    ///
+    /// # Errors
+    /// When any of them cannot be read; `out` then holds nothing of use.
+    fn read_each(&self, gpas: &[Gpa], out: &mut [u8]) -> Result<(), MemoryError> {
+        let each = out.len() / gpas.len().max(1);
+        for (gpa, buf) in gpas.iter().zip(out.chunks_exact_mut(each.max(1))) {
+            self.read(*gpa, buf)?;
+        }
+        Ok(())
+    }
+}
+
+/// The RAM of a QEMU that is there now, addressed as its migration stream does.
+pub trait LiveMemory: GuestMemory {
+    /// Blocks and ranges.
+    fn layout(&self) -> &RamLayout;
+
+    /// Fills `buf` from a RAM block.
+    ///
+    /// # Errors
+    /// When the bytes are not all in the block, or the block cannot be reached.
+    fn read_block(&self, block: usize, offset: u64, buf: &mut [u8]) -> Result<(), MemoryError>;
+
+    /// Fills `out` with 4096 bytes for each (block, byte offset), in order, in few system calls.
+    ///
+    /// # Errors
+    /// As [`LiveMemory::read_block`]; `out` then holds nothing of use.
+    ///
+    /// # Panics
+    /// When `out` is not 4096 bytes a page.
+    fn read_block_pages(&self, pages: &[(usize, u64)], out: &mut [u8]) -> Result<(), MemoryError>;
+}

@@ -1,0 +1,69 @@
+//! Why a cached page is not restorable from disk. A closed set: each page that is left out is counted
+//! under exactly one of these, and nothing is left out without one.
+
+/// In the order in which they are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// The file system is not one whose blocks can be derived.
+    Filesystem,
+    /// A directory, a symbolic link, or a file system's own inode.
+    NotRegular,
+    /// Cache of a block device that a file system, or someone else, has claimed.
+    DeviceHeld,
+    /// The file system is not on a disk of the machine, or not directly.
+    NotOnDisk,
+    Dax,
+    Encrypted,
+    Verity,
+    InlineData,
+    JournalledData,
+    IndirectBlocks,
+    NotUptodate,
+    Dirty,
+    Writeback,
+    PageError,
+    Hwpoison,
+    BeyondSize,
+    Hole,
+    Unwritten,
+    /// The page's blocks do not lie behind each other, or do not fill it.
+    SplitBlocks,
+    /// A block of the extent tree is neither in the guest's cache nor could be read from disk.
+    ExtentBlockUnread,
+    /// The extent tree makes no sense.
+    BadExtents,
+    BeyondDevice,
+    /// Read while it changed, or wrong in the guest: the structures contradict each other.
+    Torn,
+}
+
+impl Reason {
+    /// Short name, in the kernel's words where it has one.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Filesystem => "file system not supported",
+            Reason::NotRegular => "not S_ISREG",
+            Reason::DeviceHeld => "block device in use",
+            Reason::NotOnDisk => "not on a PCI disk",
+            Reason::Dax => "DAX",
+            Reason::Encrypted => "encrypted",
+            Reason::Verity => "verity",
+            Reason::InlineData => "inline data",
+            Reason::JournalledData => "journalled data",
+            Reason::IndirectBlocks => "indirect blocks",
+            Reason::NotUptodate => "not PG_uptodate",
+            Reason::Dirty => "PG_dirty",
+            Reason::Writeback => "PG_writeback",
+            Reason::PageError => "PG_error",
+            Reason::Hwpoison => "PG_hwpoison",
+            Reason::BeyondSize => "beyond i_size",
+            Reason::Hole => "hole",
+            Reason::Unwritten => "unwritten extent",
+            Reason::SplitBlocks => "blocks not adjacent",
+            Reason::ExtentBlockUnread => "extent block unread",
+            Reason::BadExtents => "bad extents",
+            Reason::BeyondDevice => "beyond the device",
+            Reason::Torn => "torn",
+        }
+    }
+}
