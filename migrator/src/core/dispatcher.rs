@@ -132,8 +132,9 @@ impl Dispatcher {
         let digest = self.key.digest(content);
         let same = digest == self.digest[page.index()];
         match state {
-            State::Planned => self.claim(page, digest),
-            State::Early if same => self.claim(page, digest),
+            State::Planned => self.claim(page, State::Claimed, digest),
+            // The destination has these bytes, so the claim is met as soon as it arrives.
+            State::Early if same => self.claim(page, State::Met, digest),
             State::Claimed | State::Met if same => {
                 self.counts.unchanged += 1;
                 Telling::Nothing
@@ -156,7 +157,7 @@ impl Dispatcher {
             (Outcome::Met, State::Claimed) => {
                 self.set(page, State::Met, self.digest[page.index()]);
             }
-            (Outcome::Need, State::Claimed) => return true,
+            (Outcome::Need, State::Claimed | State::Met) => return true,
             // The page was emitted or stolen while the report was under way: that settled it.
             _ => {}
         }
@@ -179,8 +180,8 @@ impl Dispatcher {
                 self.set(page, State::Plain, Digest::default());
                 false
             }
-            State::Claimed => true,
-            State::Plain | State::Early | State::Met => false,
+            State::Claimed | State::Met => true,
+            State::Plain | State::Early => false,
         }
     }
 
@@ -228,7 +229,7 @@ impl Dispatcher {
     /// The content of a claimed page, if guest RAM still holds what was claimed. If not, the guest has written
     /// to it since the emission, so QEMU will emit it again.
     fn fulfil<'a>(&mut self, page: RamPage, bytes: &'a [u8; PAGE_BYTES]) -> Option<Record<'a>> {
-        if self.state[page.index()] != State::Claimed {
+        if !matches!(self.state[page.index()], State::Claimed | State::Met) {
             return None;
         }
         let claimed = self.digest[page.index()];
@@ -240,8 +241,8 @@ impl Dispatcher {
         Some(Record::Dirtied(page))
     }
 
-    fn claim(&mut self, page: RamPage, digest: Digest) -> Telling {
-        self.set(page, State::Claimed, digest);
+    fn claim(&mut self, page: RamPage, state: State, digest: Digest) -> Telling {
+        self.set(page, state, digest);
         self.counts.claimed += 1;
         Telling::Claim(digest)
     }

@@ -9,3 +9,6 @@ pub mod plan;
 pub mod ram;
 pub mod stream;
 pub mod wire;
+
+#[cfg(test)]
+mod model_tests;
