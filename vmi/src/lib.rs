@@ -25,5 +25,5 @@ pub use memory::{Dump, GuestMemory, LiveMemory, MemoryError, QemuRam};
 pub use page_map::Run;
 pub use reason::Reason;
 pub use scan::{
-    CachedFile, FilesystemCounts, GuestDisk, Scan, ScanError, ScanOptions, Timings, scan,
+    CachedFile, FilesystemCounts, GuestDisk, ReadDisk, Scan, ScanError, ScanOptions, Timings, scan,
 };

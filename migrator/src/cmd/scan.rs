@@ -1,13 +1,163 @@
-//! `pct-vmi scan`.
+//! `pct-vmi scan`: what a VM's page cache holds, and what of it shared storage can restore. It reads
+//! the guest and its disks and changes neither.
+
+mod report;
+mod verify;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use vmi::{GuestMemory, Scan, ScanOptions};
+
+use crate::disks::{self, HostDisk, match_disks};
+use crate::vm::{self, Vm};
+use report::Report;
+use verify::Verified;
+
+/// Exit code when --verify found pages that differ from their blocks.
+const DIFFERENT: u8 = 4;
 
 /// Arguments of `pct-vmi scan`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Exit codes:
+  0  done
+  1  failed: no such VM, no Linux guest, or nothing to verify against; the message says why
+  2  the command line is wrong
+  4  --verify found pages that differ from their blocks (a running guest may write meanwhile)")]
 pub struct ScanArgs {
-    /// QMP socket path, PID of a QEMU, or dump file.
+    /// QMP socket path, PID of a QEMU, or dump file (raw RAM, or ELF from dump-guest-memory).
     pub vm: String,
+    /// List the files with the most cached pages; 20 of them, or as many as given.
+    #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "20")]
+    pub files: Option<usize>,
+    /// Read the block of every restorable page from the disk, with O_DIRECT and so past the host's page
+    /// cache, and compare.
+    #[arg(long)]
+    pub verify: bool,
+    /// Where a disk of the guest is, as for a dump, or in place of what QEMU says; may be repeated.
+    #[arg(long, value_name = "NAME=PATH", value_parser = parse_disk)]
+    pub disk: Vec<(String, PathBuf)>,
+    /// Print JSON lines, the last of them a summary.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn parse_disk(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, path) = text
+        .split_once('=')
+        .ok_or("expected NAME=PATH, such as vda=/dev/vg/vm")?;
+    Ok((name.to_owned(), PathBuf::from(path)))
 }
 
 /// Runs `pct-vmi scan`; returns the exit code.
-pub async fn run(_args: ScanArgs) -> anyhow::Result<u8> {
-    anyhow::bail!("not built yet")
+///
+/// # Errors
+/// When the VM or its kernel cannot be read.
+pub async fn run(args: ScanArgs) -> anyhow::Result<u8> {
+    let vm = vm::resolve(&args.vm).await?;
+    let (host, mut options) = match &vm {
+        Vm::Live(live) => (
+            disks::host_disks(&live.qmp).await?,
+            live.scan_options().await,
+        ),
+        Vm::Dump(_) => (Vec::new(), ScanOptions::default()),
+    };
+    options.files_max = args.files.unwrap_or(0);
+    let memory = vm.memory();
+    let scan = {
+        let memory = memory.clone();
+        tokio::task::spawn_blocking(move || vmi::scan(memory.as_ref(), &options)).await??
+    };
+    let backings = backings(&scan, &host, &args.disk)?;
+    let verified = match args.verify {
+        true => Some(verify(&scan, &backings, memory.clone()).await?),
+        false => None,
+    };
+    let report = Report {
+        vm: &vm,
+        scan: &scan,
+        backings: &backings,
+        verified: verified.as_ref(),
+    };
+    if args.json {
+        report.json(&mut std::io::stdout().lock())?;
+    } else {
+        anstream::print!("{}", report.text());
+    }
+    Ok(if verified.is_some_and(|verified| verified.different > 0) {
+        DIFFERENT
+    } else {
+        0
+    })
+}
+
+/// What is behind a disk of the guest on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Backing {
+    /// Named by the operator.
+    Given(PathBuf),
+    Host(HostDisk),
+    /// Nothing, and why.
+    None(String),
+}
+
+impl Backing {
+    /// A file or device whose bytes are the disk's.
+    fn raw_path(&self) -> Option<PathBuf> {
+        match self {
+            Backing::Given(path) => Some(path.clone()),
+            Backing::Host(host) if host.format == "raw" => Some(PathBuf::from(&host.filename)),
+            _ => None,
+        }
+    }
+}
+
+fn backings(
+    scan: &Scan,
+    host: &[HostDisk],
+    given: &[(String, PathBuf)],
+) -> anyhow::Result<Vec<Backing>> {
+    if let Some((name, _)) = given
+        .iter()
+        .find(|(name, _)| !scan.disks.iter().any(|disk| disk.name == *name))
+    {
+        let names: Vec<&str> = scan.disks.iter().map(|disk| disk.name.as_str()).collect();
+        bail!(
+            "--disk {name}: the guest has no such disk; it has {}",
+            names.join(", ")
+        );
+    }
+    let matched = match_disks(&scan.disks, host);
+    let backing = |(disk, matched): (&vmi::GuestDisk, Result<&HostDisk, disks::Unmatched>)| match (
+        given.iter().find(|(name, _)| *name == disk.name),
+        matched,
+    ) {
+        (Some((_, path)), _) => Backing::Given(path.clone()),
+        (None, Ok(host)) => Backing::Host(host.clone()),
+        (None, Err(_)) if host.is_empty() => Backing::None("not known for a dump".into()),
+        (None, Err(why)) => Backing::None(why.to_string()),
+    };
+    Ok(scan.disks.iter().zip(matched).map(backing).collect())
+}
+
+async fn verify(
+    scan: &Scan,
+    backings: &[Backing],
+    memory: Arc<dyn GuestMemory>,
+) -> anyhow::Result<Verified> {
+    let paths: Vec<Option<PathBuf>> = backings.iter().map(Backing::raw_path).collect();
+    let unread = scan.page_map.iter().find(|run| paths[run.disk].is_none());
+    if let Some(run) = unread {
+        bail!(
+            "--verify: disk {} holds pages but has no raw file or device here; name one with \
+             --disk {}=PATH",
+            scan.disks[run.disk].name,
+            scan.disks[run.disk].name
+        );
+    }
+    let runs = scan.page_map.clone();
+    tokio::task::spawn_blocking(move || verify::verify(&runs, &paths, memory.as_ref()))
+        .await?
+        .context("--verify")
 }

@@ -21,16 +21,16 @@ use walk::Scanner;
 
 /// Reads bytes of a disk of the guest, for blocks of metadata that the guest has no longer in its
 /// cache; false when it cannot.
-pub type ReadDisk<'a> = &'a dyn Fn(&GuestDisk, u64, &mut [u8]) -> bool;
+pub type ReadDisk = Box<dyn Fn(&GuestDisk, u64, &mut [u8]) -> bool + Send + Sync>;
 
 /// What a scan is told.
 #[derive(Default)]
-pub struct ScanOptions<'a> {
+pub struct ScanOptions {
     /// Registers of the guest's vCPUs; empty where they are not known.
     pub vcpus: Vec<VcpuRegisters>,
     /// How many of the files with the most cached pages to list.
     pub files_max: usize,
-    pub read_disk: Option<ReadDisk<'a>>,
+    pub read_disk: Option<ReadDisk>,
 }
 
 /// Why there is no scan.
@@ -130,7 +130,7 @@ impl Scan {
 ///
 /// # Errors
 /// When its kernel cannot be found or read; whatever is wrong further on is counted in the scan.
-pub fn scan(mem: &dyn GuestMemory, options: &ScanOptions<'_>) -> Result<Scan, ScanError> {
+pub fn scan(mem: &dyn GuestMemory, options: &ScanOptions) -> Result<Scan, ScanError> {
     let start = Instant::now();
     let kernel = attach(mem, &options.vcpus)?;
     let attach = start.elapsed();

@@ -74,7 +74,11 @@ impl Scanner<'_> {
         let mut i_data = [0; ext4::I_DATA_BYTES];
         let at = info.offset(layout.i_data.offset.into());
         self.kernel.space.read(at, &mut i_data).map_err(torn)?;
-        let (kernel, read_disk, disks) = (self.kernel, self.options.read_disk, &self.guest_disks);
+        let (kernel, read_disk, disks) = (
+            self.kernel,
+            self.options.read_disk.as_ref(),
+            &self.guest_disks,
+        );
         let mut blocks = ext4::Blocks {
             read: &mut |block, buf| {
                 kernel.read_cached_block(sb.bdev, block, buf).is_some()

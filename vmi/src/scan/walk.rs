@@ -36,7 +36,7 @@ impl Counts {
 
 pub(super) struct Scanner<'s> {
     pub(super) kernel: &'s Kernel<'s>,
-    pub(super) options: &'s ScanOptions<'s>,
+    pub(super) options: &'s ScanOptions,
     pub(super) disks: Vec<Disk>,
     pub(super) guest_disks: Vec<GuestDisk>,
     /// Disks, by their gendisk, of which a part is claimed.
@@ -55,7 +55,7 @@ pub(super) struct Scanner<'s> {
 }
 
 impl<'s> Scanner<'s> {
-    pub(super) fn new(kernel: &'s Kernel<'s>, options: &'s ScanOptions<'s>) -> Scanner<'s> {
+    pub(super) fn new(kernel: &'s Kernel<'s>, options: &'s ScanOptions) -> Scanner<'s> {
         let bytes: u64 = kernel
             .space
             .mem()
