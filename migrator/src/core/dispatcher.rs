@@ -69,6 +69,8 @@ pub struct Dispatcher {
     /// Positions before here are being read by the destination: stolen last.
     issued: u32,
     may_steal: bool,
+    /// QEMU's first pass has begun: before that the destination has nowhere to put a page.
+    started: bool,
     counts: Counts,
 }
 
@@ -89,13 +91,15 @@ impl Dispatcher {
             back: plan.pages(),
             issued: 0,
             may_steal,
+            started: false,
             counts: Counts::default(),
             plan,
         }
     }
 
-    /// QEMU said how many pages its first pass has.
+    /// QEMU's first pass begins; it has so many pages.
     pub fn first_pass(&mut self, pages: u32) {
+        self.started = true;
         self.unseen = pages;
     }
 
@@ -192,7 +196,7 @@ impl Dispatcher {
 
     /// Whether there is a page to steal.
     pub fn can_steal(&self) -> bool {
-        self.may_steal && self.open > 0 && self.back > 0
+        self.may_steal && self.started && self.open > 0 && self.back > 0
     }
 
     /// Takes up to `pages` open pages from the far end of the plan. Those that the destination is reading

@@ -99,8 +99,10 @@ impl World {
         let plan = Plan::new(runs, PAGES, &[1 << 20]).unwrap();
         let mut assembler = Assembler::new(PAGES, key.clone());
         (0..plan.pages()).for_each(|at| assembler.expect_from_storage(plan.at(at).0));
+        let mut dispatcher = Dispatcher::new(PAGES, plan.clone(), key.clone(), setup.may_steal);
+        dispatcher.first_pass(PAGES);
         World {
-            dispatcher: Dispatcher::new(PAGES, plan.clone(), key.clone(), setup.may_steal),
+            dispatcher,
             key,
             ram: setup.pages.iter().map(|(value, _)| *value).collect(),
             dirty: vec![true; PAGES as usize],
