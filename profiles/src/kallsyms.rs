@@ -28,8 +28,6 @@ const DIGIT_TOKENS: &[u8] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00
 pub enum KallsymsError {
     #[error("no kallsyms {0} in the kernel's image")]
     NotFound(&'static str),
-    #[error("VMCOREINFO has no {0}, against which kallsyms could be checked")]
-    NothingKnown(&'static str),
     #[error("no known encoding of kallsyms gives _stext and swapper_pg_dir their addresses")]
     Calibration,
 }
@@ -59,57 +57,72 @@ enum Encoding {
 pub struct Kallsyms<'a> {
     names: &'a [u8],
     tokens: Vec<&'a [u8]>,
-    /// One signed 32-bit entry a symbol.
-    offsets: &'a [u8],
-    offsets_address: u64,
-    encoding: Encoding,
+    num_syms: u32,
+    offsets: Offsets<'a>,
 }
 
 impl<'a> Kallsyms<'a> {
-    /// Finds the tables, where VMCOREINFO says they are if it does, and calibrates them.
+    /// Finds the tables in an image that begins with `_stext`, and calibrates them by that. What
+    /// VMCOREINFO says, where it is known, makes it quicker and is checked too.
     ///
     /// # Errors
     /// When the tables are not there or no known encoding fits.
-    pub fn find(image: Image<'a>, info: &Vmcoreinfo) -> Result<Kallsyms<'a>, KallsymsError> {
-        let tables = match Tables::from_vmcoreinfo(image, info) {
+    pub fn find(
+        image: Image<'a>,
+        info: Option<&Vmcoreinfo>,
+    ) -> Result<Kallsyms<'a>, KallsymsError> {
+        let tables = match info.and_then(|info| Tables::from_vmcoreinfo(image, info)) {
             Some(tables) => tables,
             None => Tables::search(image)?,
         };
-        let known = [
-            (&["_stext"][..], known_symbol(info, "_stext")?),
-            (
-                &["swapper_pg_dir", "init_top_pgt"][..],
-                known_symbol(info, "swapper_pg_dir")?,
-            ),
-        ];
         let tokens = tokens(image, &tables).ok_or(KallsymsError::NotFound("token table"))?;
         let names = image
             .from(tables.names)
             .ok_or(KallsymsError::NotFound("names"))?;
-        tables
-            .offset_candidates(image, info)
-            .into_iter()
-            .filter_map(|(offsets_address, encoding)| {
-                let offsets = image.at(offsets_address, 4 * tables.num_syms as usize)?;
-                let tokens = tokens.clone();
-                Some(Kallsyms {
-                    names,
-                    tokens,
-                    offsets,
-                    offsets_address,
-                    encoding,
+        let mut candidates = tables.offset_candidates(image, info);
+        let first = candidates.pop().ok_or(KallsymsError::NotFound("offsets"))?;
+        let mut kallsyms = Kallsyms {
+            names,
+            tokens,
+            num_syms: tables.num_syms,
+            offsets: first,
+        };
+        let [stext, swapper, init_top] =
+            kallsyms.indices(["_stext", "swapper_pg_dir", "init_top_pgt"]);
+        let known = [
+            (stext, Some(image.base)),
+            (
+                swapper.or(init_top),
+                info.and_then(|info| info.symbol("swapper_pg_dir")),
+            ),
+        ];
+        // What is not known on one side cannot contradict, but _stext always is.
+        let agrees = |offsets: &Offsets<'_>| {
+            stext.is_some()
+                && known.iter().all(|(index, address)| match (index, address) {
+                    (Some(index), Some(address)) => offsets.address(*index) == Some(*address),
+                    _ => true,
                 })
-            })
-            .find(|table| table.agrees_with(&known))
-            .ok_or(KallsymsError::Calibration)
+        };
+        let all = std::iter::once(first).chain(candidates);
+        kallsyms.offsets = all
+            .into_iter()
+            .find(agrees)
+            .ok_or(KallsymsError::Calibration)?;
+        Ok(kallsyms)
     }
 
     /// Addresses of the named symbols, in one pass; the first wins where a name occurs twice.
     pub fn lookup<const N: usize>(&self, wanted: [&str; N]) -> [Option<u64>; N] {
+        self.indices(wanted)
+            .map(|index| self.offsets.address(index?))
+    }
+
+    fn indices<const N: usize>(&self, wanted: [&str; N]) -> [Option<usize>; N] {
         let mut found = [None; N];
         let mut at = 0;
         let mut name = Vec::with_capacity(NAME_BYTES_MAX);
-        for index in 0..self.offsets.len() / 4 {
+        for index in 0..self.num_syms as usize {
             let Some((start, end)) = name_bounds(self.names, at) else {
                 break;
             };
@@ -122,15 +135,27 @@ impl<'a> Kallsyms<'a> {
             let Some(name) = name.get(1..) else { continue };
             for (slot, wanted) in found.iter_mut().zip(wanted) {
                 if slot.is_none() && name == wanted.as_bytes() {
-                    *slot = self.address(index);
+                    *slot = Some(index);
                 }
             }
         }
         found
     }
+}
 
+/// The offsets table, and one way to read it.
+#[derive(Debug, Clone, Copy)]
+struct Offsets<'a> {
+    /// One signed 32-bit entry a symbol.
+    entries: &'a [u8],
+    /// Virtual address of the first.
+    start: u64,
+    encoding: Encoding,
+}
+
+impl Offsets<'_> {
     fn address(&self, index: usize) -> Option<u64> {
-        let bytes = self.offsets.get(4 * index..4 * index + 4)?;
+        let bytes = self.entries.get(4 * index..4 * index + 4)?;
         let offset = i32::from_le_bytes(bytes.try_into().ok()?);
         Some(match self.encoding {
             Encoding::AbsolutePercpu { .. } if offset >= 0 => u64::from(offset.unsigned_abs()),
@@ -139,18 +164,10 @@ impl<'a> Kallsyms<'a> {
             }
             Encoding::Relative { base } => base.wrapping_add(u64::from(offset as u32)),
             Encoding::OwnAddress => self
-                .offsets_address
+                .start
                 .wrapping_add(4 * index as u64)
                 .wrapping_add(i64::from(offset) as u64),
         })
-    }
-
-    fn agrees_with(&self, known: &[(&[&str], u64); 2]) -> bool {
-        let [stext, [swapper, init_top]] = [
-            self.lookup([known[0].0[0], known[0].0[0]]),
-            self.lookup([known[1].0[0], known[1].0[1]]),
-        ];
-        stext[0] == Some(known[0].1) && swapper.or(init_top) == Some(known[1].1)
     }
 }
 
@@ -175,40 +192,56 @@ impl Tables {
             .ok_or(KallsymsError::NotFound("names before its token table"))?;
         Ok(Tables {
             num_syms,
-            names: image.base + names as u64,
-            token_table: image.base + table as u64,
-            token_index: image.base + index as u64,
+            names: image.base.wrapping_add(names as u64),
+            token_table: image.base.wrapping_add(table as u64),
+            token_index: image.base.wrapping_add(index as u64),
         })
     }
 
     /// Every place and encoding that the offsets may have, to be calibrated.
-    fn offset_candidates(&self, image: Image<'_>, info: &Vmcoreinfo) -> Vec<(u64, Encoding)> {
+    fn offset_candidates<'a>(
+        &self,
+        image: Image<'a>,
+        info: Option<&Vmcoreinfo>,
+    ) -> Vec<Offsets<'a>> {
         let length = (4 * u64::from(self.num_syms)).next_multiple_of(8);
         let mut places = Vec::new();
-        if let Some(offsets) = info.symbol("kallsyms_offsets") {
-            places.push((offsets, info.symbol("kallsyms_relative_base")));
+        let symbol = |name| info.and_then(|info| info.symbol(name));
+        if let Some(offsets) = symbol("kallsyms_offsets") {
+            places.push((offsets, symbol("kallsyms_relative_base")));
         }
         // Behind the token index, with or without a base behind the offsets …
-        let behind = (self.token_index + 2 * TOKENS as u64).next_multiple_of(8);
+        let behind = self.token_index.saturating_add(2 * TOKENS as u64 + 7) & !7;
         places.push((behind, behind.checked_add(length)));
         // … or before num_syms, which is padded to eight bytes, with a base between.
         let base = self.names.saturating_sub(16);
         places.push((base.saturating_sub(length), Some(base)));
 
         let mut candidates = Vec::new();
-        for (offsets, base) in places {
+        for (start, base) in places {
+            let Some(entries) = image.at(start, 4 * self.num_syms as usize) else {
+                continue;
+            };
             if let Some(base) = base.and_then(|address| image.u64(address)) {
-                candidates.push((offsets, Encoding::AbsolutePercpu { base }));
-                candidates.push((offsets, Encoding::Relative { base }));
+                for encoding in [
+                    Encoding::AbsolutePercpu { base },
+                    Encoding::Relative { base },
+                ] {
+                    candidates.push(Offsets {
+                        entries,
+                        start,
+                        encoding,
+                    });
+                }
             }
-            candidates.push((offsets, Encoding::OwnAddress));
+            candidates.push(Offsets {
+                entries,
+                start,
+                encoding: Encoding::OwnAddress,
+            });
         }
         candidates
     }
-}
-
-fn known_symbol(info: &Vmcoreinfo, name: &'static str) -> Result<u64, KallsymsError> {
-    info.symbol(name).ok_or(KallsymsError::NothingKnown(name))
 }
 
 fn tokens<'a>(image: Image<'a>, tables: &Tables) -> Option<Vec<&'a [u8]>> {

@@ -38,14 +38,14 @@ impl Resolver<'_> {
         })
     }
 
-    fn bit(&self, constant: &str) -> Option<u64> {
-        let bit = self.btf.enumerator("pageflags", constant)?;
+    fn bit(&self, of: &str, constant: &str) -> Option<u64> {
+        let bit = self.btf.enumerator(of, constant)?;
         1u64.checked_shl(u32::try_from(bit).ok()?)
     }
 
-    fn flag(&mut self, constant: &str) -> u64 {
-        self.bit(constant).unwrap_or_else(|| {
-            self.missing.push(format!("enum pageflags.{constant}"));
+    fn flag(&mut self, of: &str, constant: &str) -> u64 {
+        self.bit(of, constant).unwrap_or_else(|| {
+            self.missing.push(format!("enum {of}.{constant}"));
             0
         })
     }
@@ -96,8 +96,10 @@ layouts! {
     XaNode "xa_node" { shift, slots }
     /// include/linux/mm_types.h
     Page "page" {
-        flags, mapping, index | "__folio_index"
+        flags, mapping, private, index | "__folio_index"
     } + { compound_order }
+    /// include/linux/buffer_head.h
+    BufferHead "buffer_head" { b_state, b_this_page }
     /// block/bdev.c
     BdevInode "bdev_inode" { bdev, vfs_inode }
     /// include/linux/blk_types.h
@@ -125,6 +127,8 @@ pub struct PageFlags {
     pub dirty: u64,
     pub writeback: u64,
     pub head: u64,
+    /// The folio has buffer heads, on a file system that uses them.
+    pub private: u64,
     /// 0 where the kernel has no such flag.
     pub error: u64,
     /// 0 where the kernel is built without CONFIG_MEMORY_FAILURE.
@@ -151,6 +155,9 @@ pub struct Layouts {
     pub page: Page,
     pub folio_order: FolioOrder,
     pub page_flags: PageFlags,
+    /// BH_Uptodate of `buffer_head.b_state`, as a mask.
+    pub bh_uptodate: u64,
+    pub buffer_head: BufferHead,
     pub bdev_inode: BdevInode,
     pub block_device: BlockDevice,
     pub gendisk: Gendisk,
@@ -184,6 +191,8 @@ impl Layouts {
             folio_order: folio_order(&mut from, &page),
             page,
             page_flags: PageFlags::resolve(&mut from),
+            bh_uptodate: from.flag("bh_state_bits", "BH_Uptodate"),
+            buffer_head: BufferHead::resolve(&mut from),
             bdev_inode: BdevInode::resolve(&mut from),
             block_device: BlockDevice::resolve(&mut from),
             gendisk: Gendisk::resolve(&mut from),
@@ -207,12 +216,13 @@ impl Layouts {
 impl PageFlags {
     fn resolve(from: &mut Resolver<'_>) -> PageFlags {
         PageFlags {
-            uptodate: from.flag("PG_uptodate"),
-            dirty: from.flag("PG_dirty"),
-            writeback: from.flag("PG_writeback"),
-            head: from.flag("PG_head"),
-            error: from.bit("PG_error").unwrap_or(0),
-            hwpoison: from.bit("PG_hwpoison").unwrap_or(0),
+            uptodate: from.flag("pageflags", "PG_uptodate"),
+            dirty: from.flag("pageflags", "PG_dirty"),
+            writeback: from.flag("pageflags", "PG_writeback"),
+            head: from.flag("pageflags", "PG_head"),
+            private: from.flag("pageflags", "PG_private"),
+            error: from.bit("pageflags", "PG_error").unwrap_or(0),
+            hwpoison: from.bit("pageflags", "PG_hwpoison").unwrap_or(0),
         }
     }
 }

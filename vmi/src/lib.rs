@@ -8,6 +8,7 @@ pub mod address;
 pub mod attach;
 mod cache;
 mod ext4;
+mod find;
 pub mod kernel;
 pub mod layout;
 pub mod memory;

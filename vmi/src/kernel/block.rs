@@ -2,12 +2,14 @@
 //! disk of the machine that is, told by the names of its parents up to the PCI device.
 
 use crate::address::{Gpa, Gva, PAGE_BYTES, Pfn};
-use crate::kernel::{Inode, Kernel, Unreadable};
+use crate::kernel::{Folio, Inode, Kernel, Unreadable};
 
 /// Linux counts in these whatever the device's block size is.
 const SECTOR_BYTES: u64 = 512;
 /// A disk's parents: virtio has three, SCSI behind a bridge about nine.
 const PARENTS_MAX: usize = 32;
+/// Buffers of a folio: those of 512 bytes in one of 64 KiB.
+const BUFFERS_MAX: u64 = 128;
 
 /// A block device: a disk, or a partition of one.
 #[derive(Debug, Clone, Copy)]
@@ -87,7 +89,8 @@ impl Kernel<'_> {
     /// Fills `buf` with a block of a device out of the device's own page cache; None when it is not
     /// there, or not up to date. A dirty one is newer than the disk, and right.
     pub(crate) fn read_cached_block(&self, bdev: Gva, block: u64, buf: &mut [u8]) -> Option<()> {
-        let offset = block.checked_mul(buf.len() as u64)?;
+        let block_bytes = buf.len() as u64;
+        let offset = block.checked_mul(block_bytes)?;
         let mapping = self.inode_of_bdev(bdev).ok()?.mapping;
         for (page, buf) in (offset / PAGE_BYTES..).zip(buf.chunks_mut(PAGE_BYTES as usize)) {
             let folio = self
@@ -96,7 +99,10 @@ impl Kernel<'_> {
             let inside = page
                 .checked_sub(folio.index)
                 .filter(|&inside| inside < folio.pages)?;
-            if folio.mapping != mapping || folio.flags & self.layouts.page_flags.uptodate == 0 {
+            let in_folio = inside * PAGE_BYTES + offset % PAGE_BYTES;
+            let uptodate = folio.flags & self.layouts.page_flags.uptodate != 0
+                || self.buffer_uptodate(&folio, in_folio / block_bytes)?;
+            if folio.mapping != mapping || !uptodate {
                 return None;
             }
             let frame = Pfn(folio.pfn.0.checked_add(inside)?).gpa()?;
@@ -104,6 +110,21 @@ impl Kernel<'_> {
                 .read_physical(Gpa(frame.0 + offset % PAGE_BYTES), buf)?;
         }
         Some(())
+    }
+
+    /// Whether the folio's buffer of this number is up to date. Metadata is read buffer by buffer, which
+    /// leaves the folio's own flag unset.
+    fn buffer_uptodate(&self, folio: &Folio, number: u64) -> Option<bool> {
+        if folio.flags & self.layouts.page_flags.private == 0 || number >= BUFFERS_MAX {
+            return None;
+        }
+        let layout = self.layouts.buffer_head;
+        let mut buffer = folio.private;
+        for _ in 0..number {
+            buffer = self.pointer(buffer, layout.b_this_page).ok()?;
+        }
+        let state = self.uint(buffer, layout.b_state).ok()?;
+        Some(state & self.layouts.bh_uptodate != 0)
     }
 
     fn device_names(&self, mut device: Gva) -> Result<Vec<String>, Unreadable> {

@@ -54,7 +54,7 @@ impl<'m> Space<'m> {
                 .is_some_and(|va| self.translate(Gva(va)) == Some(Gpa(gpa)))
         };
         // Not frame 0: the kernel keeps the first megabyte in smaller pieces.
-        if agrees(self.table.root.0) && agrees(bytes - PAGE_BYTES) {
+        if agrees(self.table.root.0) && agrees(bytes.saturating_sub(PAGE_BYTES)) {
             self.direct_map = Some((start, bytes));
         }
     }

@@ -26,6 +26,7 @@ pub(crate) struct Folio {
     /// address_space it says that it belongs to, with the low bits' flags.
     pub(crate) mapping: Gva,
     pub(crate) index: u64,
+    pub(crate) private: Gva,
     pub(crate) pages: u64,
 }
 
@@ -134,7 +135,7 @@ impl Kernel<'_> {
             Some(expected) => shift == expected,
             None => shift <= SHIFT_MAX && shift % chunk_shift == 0,
         };
-        if !fits {
+        if !fits || count == 0 {
             return Err(Unreadable(at.node));
         }
         let mut bytes = [0; 8 * SLOTS_MAX];
@@ -164,6 +165,7 @@ impl Kernel<'_> {
             flags,
             mapping,
             index,
+            private,
             ..
         } = self.layouts.page;
         let pfn = self.page_to_pfn(page).ok_or(Unreadable(page))?;
@@ -186,6 +188,7 @@ impl Kernel<'_> {
             flags,
             mapping: Gva(get(mapping)?),
             index: get(index)?,
+            private: Gva(get(private)?),
             pages: 1 << order,
         })
     }

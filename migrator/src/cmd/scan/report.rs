@@ -282,7 +282,7 @@ fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -296,7 +296,7 @@ fn bytes(number: u64) -> String {
         .into_iter()
         .find(|&(_, unit)| number >= unit && number > 9 * PAGE_BYTES)
     {
-        Some((name, unit)) if number % unit == 0 => format!("{} {name}", number / unit),
+        Some((name, unit)) if number.is_multiple_of(unit) => format!("{} {name}", number / unit),
         Some((name, unit)) => format!("{:.1} {name}", number as f64 / unit as f64),
         None => format!("{number} B"),
     }

@@ -52,7 +52,8 @@ pub(crate) fn verify(
 
     let mut verified = Verified::default();
     let mut pending: HashMap<u64, &[Run]> = HashMap::new();
-    let mut reads = (0..).zip(reads(runs));
+    let pieces = pieces(runs);
+    let mut reads = (0..).zip(reads(&pieces));
     let bar = progress(runs);
     loop {
         while pending.len() < reader.capacity()
@@ -95,25 +96,33 @@ fn pages(runs: &[Run]) -> u64 {
     runs.iter().map(|run| run.pages).sum()
 }
 
-/// Groups of runs that are adjacent on disk, each short enough for one read. A run longer than that
-/// is a group of its own.
-fn reads(runs: &[Run]) -> impl Iterator<Item = &[Run]> {
-    let mut rest = runs;
+/// The runs, cut to what one read takes.
+fn pieces(runs: &[Run]) -> Vec<Run> {
+    let cut = |run: &Run| {
+        let run = *run;
+        (0..run.pages)
+            .step_by(READ_PAGES_MAX as usize)
+            .map(move |at| Run {
+                offset: run.offset + at * PAGE_BYTES,
+                pfn: run.pfn + at,
+                pages: READ_PAGES_MAX.min(run.pages - at),
+                ..run
+            })
+    };
+    runs.iter().flat_map(cut).collect()
+}
+
+/// Groups of pieces that are adjacent on disk, each short enough for one read.
+fn reads(pieces: &[Run]) -> impl Iterator<Item = &[Run]> {
+    let mut rest = pieces;
     std::iter::from_fn(move || {
-        let mut taken = usize::from(!rest.is_empty());
         let mut sum = rest.first()?.pages;
-        while let Some(next) = rest.get(taken) {
-            let last = &rest[taken - 1];
-            let adjacent = next.disk == last.disk
-                && next.offset == last.offset + last.pages * PAGE_BYTES
-                && sum + next.pages <= READ_PAGES_MAX;
-            if !adjacent {
-                break;
-            }
-            sum += next.pages;
-            taken += 1;
-        }
-        let (group, left) = rest.split_at(taken);
+        let adjacent = rest.windows(2).take_while(|pair| {
+            sum += pair[1].pages;
+            let ends_at = pair[0].offset + pair[0].pages * PAGE_BYTES;
+            (pair[1].disk, pair[1].offset) == (pair[0].disk, ends_at) && sum <= READ_PAGES_MAX
+        });
+        let (group, left) = rest.split_at(1 + adjacent.count());
         rest = left;
         Some(group)
     })
@@ -150,15 +159,19 @@ mod tests {
     }
 
     #[test]
-    fn adjacent_runs_are_read_together() {
+    fn adjacent_pieces_are_read_together() {
         let runs = [
             run(0, 0, 1),
             run(0, 1, 2),
             run(0, 4, 1),
-            run(0, 5, READ_PAGES_MAX),
-            run(1, 5 + READ_PAGES_MAX, 1),
+            run(0, 5, 2 * READ_PAGES_MAX + 3),
+            run(1, 8 + 2 * READ_PAGES_MAX, 1),
         ];
-        let lengths: Vec<usize> = reads(&runs).map(<[Run]>::len).collect();
-        assert_eq!(lengths, [2, 1, 1, 1]);
+        let pieces = pieces(&runs);
+        let groups: Vec<&[Run]> = reads(&pieces).collect();
+        let lengths: Vec<u64> = groups.iter().map(|group| pages(group)).collect();
+        assert_eq!(lengths, [3, 1, READ_PAGES_MAX, READ_PAGES_MAX, 3, 1]);
+        assert_eq!(groups[4][0].pfn, 2 * READ_PAGES_MAX);
+        assert_eq!(groups[4][0].offset, (5 + 2 * READ_PAGES_MAX) * PAGE_BYTES);
     }
 }
