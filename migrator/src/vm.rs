@@ -13,6 +13,10 @@ use crate::disks::reader::DiskReader;
 use crate::disks::{self, HostDisk};
 use crate::qmp::Qmp;
 
+/// Page tables die with their process, so one of a running guest may be gone when it is used; one of
+/// several is not.
+const REGISTER_SAMPLES: usize = 3;
+
 /// A VM that runs, or could, on this host.
 pub struct LiveVm {
     /// As the operator named it.
@@ -170,10 +174,14 @@ impl LiveVm {
     /// What a scan of this VM can be told: the vCPUs' page tables, and how to read its disks. Neither
     /// is needed: what QEMU does not tell is left out.
     pub async fn scan_options(&self) -> ScanOptions {
-        let registers = self.qmp.hmp("info registers -a").await.unwrap_or_default();
+        let mut vcpus = Vec::new();
+        for _ in 0..REGISTER_SAMPLES {
+            let registers = self.qmp.hmp("info registers -a").await;
+            vcpus.extend(vcpu_registers(&registers.unwrap_or_default()));
+        }
         let host = disks::host_disks(&self.qmp).await.unwrap_or_default();
         ScanOptions {
-            vcpus: vcpu_registers(&registers),
+            vcpus,
             files_max: 0,
             read_disk: Some(read_disk(host)),
         }

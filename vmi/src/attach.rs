@@ -5,7 +5,7 @@ use profiles::{Btf, BtfError, Image, Kallsyms, KallsymsError, Layouts, MissingFi
 use thiserror::Error;
 
 use crate::address::Gva;
-use crate::find::{Found, find, read_image};
+use crate::find::{Found, find};
 use crate::kernel::{Kernel, KernelInfo, Space};
 use crate::memory::{GuestMemory, MemoryError};
 
@@ -57,9 +57,8 @@ pub fn attach<'m>(
     mem: &'m dyn GuestMemory,
     vcpus: &[VcpuRegisters],
 ) -> Result<Kernel<'m>, AttachError> {
-    let found = find(mem, vcpus)?;
+    let (found, bytes) = find(mem, vcpus)?;
     let space = Space::new(mem, found.table);
-    let bytes = read_image(&space, found.stext)?;
     let image = Image {
         base: found.stext.0,
         bytes: &bytes,

@@ -15,7 +15,7 @@ type Frame = [u8; PAGE_BYTES as usize];
 /// Frames already read.
 pub(crate) struct FrameCache {
     index: HashMap<u64, usize>,
-    frames: Vec<Frame>,
+    frames: Vec<Box<Frame>>,
     /// The frame read last: most reads go on in it.
     last: (u64, usize),
 }
@@ -55,8 +55,8 @@ impl FrameCache {
     }
 
     fn load(&mut self, mem: &dyn GuestMemory, pfn: u64) -> Option<usize> {
-        let mut frame = [0; PAGE_BYTES as usize];
-        mem.read(Gpa(pfn * PAGE_BYTES), &mut frame).ok()?;
+        let mut frame = Box::new([0; PAGE_BYTES as usize]);
+        mem.read(Gpa(pfn * PAGE_BYTES), frame.as_mut_slice()).ok()?;
         if self.frames.len() == FRAMES_MAX {
             self.clear();
         }

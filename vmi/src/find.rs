@@ -43,17 +43,23 @@ pub(crate) struct Found {
     pub(crate) phys_base: i64,
 }
 
-/// Finds the running kernel: from a vCPU's page tables where any is known, else by its note.
-pub(crate) fn find(mem: &dyn GuestMemory, vcpus: &[VcpuRegisters]) -> Result<Found, AttachError> {
-    vcpus
-        .iter()
-        .find_map(|vcpu| by_registers(mem, vcpu))
-        .map_or_else(|| by_note(mem, vcpus), Ok)
+/// Finds the running kernel, from a vCPU's page tables where any is known, else by its note; and reads
+/// its image from `_stext` on.
+pub(crate) fn find(
+    mem: &dyn GuestMemory,
+    vcpus: &[VcpuRegisters],
+) -> Result<(Found, Vec<u8>), AttachError> {
+    if let Some(found) = vcpus.iter().find_map(|vcpu| by_registers(mem, vcpu)) {
+        return Ok(found);
+    }
+    let found = by_note(mem, vcpus)?;
+    let image = read_image(&Space::new(mem, found.table), found.stext)?;
+    Ok((found, image))
 }
 
 /// The kernel that a vCPU runs on: its image begins at the first address that is mapped where kernels are,
 /// and its symbols tell where its note is. Costs the same for any size of RAM.
-fn by_registers(mem: &dyn GuestMemory, vcpu: &VcpuRegisters) -> Option<Found> {
+fn by_registers(mem: &dyn GuestMemory, vcpu: &VcpuRegisters) -> Option<(Found, Vec<u8>)> {
     let levels = if vcpu.cr4 & CR4_LA57 != 0 { 5 } else { 4 };
     [vcpu.cr3, vcpu.cr3 & !PTI_USER_TABLE]
         .into_iter()
@@ -74,7 +80,8 @@ fn by_registers(mem: &dyn GuestMemory, vcpu: &VcpuRegisters) -> Option<Found> {
                 .lookup(["vmcoreinfo_note"]);
             let note = space.translate(Gva(image.u64(note?)?))?;
             let found = found(&read_note(mem, note)?).ok()?;
-            (found.stext == stext && found.is_running(mem, &[*vcpu])).then_some(found)
+            let is_it = found.stext == stext && found.is_running(mem, &[*vcpu]);
+            is_it.then_some((found, bytes))
         })
 }
 
@@ -208,7 +215,7 @@ fn read_note(mem: &dyn GuestMemory, gpa: Gpa) -> Option<Vmcoreinfo> {
 }
 
 /// The kernel's image from `_stext` to where its mapping ends.
-pub(crate) fn read_image(space: &Space<'_>, stext: Gva) -> Result<Vec<u8>, AttachError> {
+fn read_image(space: &Space<'_>, stext: Gva) -> Result<Vec<u8>, AttachError> {
     let unmapped = AttachError::Image { address: stext };
     let Some(start) = space.translate(stext) else {
         return Err(unmapped);

@@ -44,8 +44,11 @@ impl Report<'_> {
             .as_ref()
             .map_or(String::new(), |id| format!(", build {id}"));
         Some(format!(
-            "Linux {}{build_id}\n_stext at {:#x}, phys_base {:#x}, {}-level page tables\n",
-            kernel.release, kernel.stext, kernel.phys_base, kernel.page_table_levels
+            "Linux {}{build_id}\n_stext at {:#x}, phys_base {}, {}-level page tables\n",
+            kernel.release,
+            kernel.stext,
+            signed_hex(kernel.phys_base),
+            kernel.page_table_levels
         ))
     }
 
@@ -276,6 +279,11 @@ fn percent(part: u64, whole: u64) -> String {
             format!("{}.{:02} %", hundredths / 100, hundredths % 100)
         }
     }
+}
+
+fn signed_hex(number: i64) -> String {
+    let sign = if number < 0 { "-" } else { "" };
+    format!("{sign}{:#x}", number.unsigned_abs())
 }
 
 fn thousands(number: u64) -> String {
