@@ -18,7 +18,10 @@ pub(crate) struct Filled {
 
 pub(crate) enum Action {
     Start(Op),
-    Cancel(u64),
+    Cancel {
+        disk: usize,
+        key: u64,
+    },
     Complete {
         read: Read,
         result: Result<Filled, ReadError>,
@@ -147,7 +150,7 @@ impl Desk {
                 after_ms: self.limits.stall.as_millis() as u64,
             };
             out.push(running.completion(Err(stalled), now));
-            out.push(Action::Cancel(key));
+            out.push(Action::Cancel { disk, key });
             self.start_waiting(disk, now, out);
         }
     }
@@ -161,7 +164,8 @@ impl Desk {
     fn start_waiting(&mut self, disk: usize, now: Instant, out: &mut Vec<Action>) {
         let share = &mut self.shares[disk];
         while let Some(&read) = share.waiting.front() {
-            if let Some(stalled) = share.dead() {
+            // A dead disk is tried with a single read, once the kernel has answered all others.
+            if let Some(stalled) = share.dead().filter(|_| share.running > 0) {
                 share.waiting.pop_front();
                 let dead = ReadError::Dead {
                     place: share.place(&read),

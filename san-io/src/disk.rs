@@ -69,6 +69,17 @@ impl Disk {
         self.alignment
     }
 
+    /// For tests of what no regular file does.
+    #[cfg(test)]
+    pub(crate) fn of_pipe(file: File) -> Self {
+        Self {
+            file,
+            path: Path::new("pipe").into(),
+            size: u64::MAX,
+            alignment: 512,
+        }
+    }
+
     pub(crate) fn shared_path(&self) -> Arc<Path> {
         self.path.clone()
     }

@@ -1,5 +1,5 @@
-//! What does the reading: one io_uring or a few threads, behind two messages each way. An engine
-//! knows nothing of time, bounds or the end of a disk; it may be stuck, its caller never.
+//! What does the reading: for each disk an io_uring or a few threads, so that a hanging disk holds
+//! up no other. Knows nothing of time, bounds or a disk's end; may get stuck, its caller must not.
 
 use std::io;
 use std::sync::Arc;
@@ -51,10 +51,11 @@ impl std::fmt::Display for EngineKind {
     }
 }
 
-/// Dropping it lets its threads end, as soon as the kernel has answered what they have begun.
+/// One engine for each disk. Dropping it lets its threads end, as soon as the kernel has answered
+/// what they have begun.
 pub(crate) enum Engine {
-    Ring(ring::Handle),
-    Threads(threads::Handle),
+    Rings(Vec<ring::Handle>),
+    Threads(Vec<threads::Handle>),
 }
 
 impl Engine {
@@ -62,42 +63,55 @@ impl Engine {
     pub(crate) fn start(
         disks: &[Arc<Disk>],
         depth: usize,
-        want_ring: bool,
+        want_rings: bool,
         answers: &Sender<Event>,
     ) -> io::Result<(Self, usize, EngineKind)> {
-        let why = match want_ring.then(|| ring::setup(depth * disks.len())) {
-            Some(Ok(uring)) => {
-                let handle = ring::start(uring, disks.to_vec(), answers.clone())?;
-                return Ok((Self::Ring(handle), depth, EngineKind::IoUring));
+        let setup = || {
+            disks
+                .iter()
+                .map(|_| ring::setup(depth))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let why = match want_rings.then(setup) {
+            Some(Ok(rings)) => {
+                let start = |(ring, disk): (_, &Arc<Disk>)| {
+                    ring::start(ring, disk.clone(), depth, answers.clone())
+                };
+                let rings = rings.into_iter().zip(disks).map(start);
+                let rings = Self::Rings(rings.collect::<Result<_, _>>()?);
+                return Ok((rings, depth, EngineKind::IoUring));
             }
             Some(Err(refused)) => Some(refused),
             None => None,
         };
         let depth = depth.min(threads::PER_DISK);
-        let handle = threads::start(disks, depth, answers)?;
-        Ok((Self::Threads(handle), depth, EngineKind::Threads { why }))
+        let threads = disks
+            .iter()
+            .map(|disk| threads::start(disk, depth, answers));
+        let threads = Self::Threads(threads.collect::<Result<_, _>>()?);
+        Ok((threads, depth, EngineKind::Threads { why }))
     }
 
     /// Err gives the op back: the engine's thread has ended.
-    pub(crate) fn read(&self, op: Op) -> Result<(), Op> {
+    pub(crate) fn read(&mut self, op: Op) -> Result<(), Op> {
         match self {
-            Self::Ring(handle) => handle.read(op),
-            Self::Threads(handle) => handle.read(op),
+            Self::Rings(rings) => rings[op.disk].read(op),
+            Self::Threads(threads) => threads[op.disk].read(op),
         }
     }
 
     /// Asks the kernel to give up a read. It may not be able to.
-    pub(crate) fn cancel(&self, key: u64) {
+    pub(crate) fn cancel(&mut self, disk: usize, key: u64) {
         match self {
-            Self::Ring(handle) => handle.cancel(key),
+            Self::Rings(rings) => rings[disk].cancel(key),
             Self::Threads(_) => {} // pread(2) cannot be cancelled
         }
     }
 
-    /// Makes the engine look at what it was given.
-    pub(crate) fn wake(&self) {
-        if let Self::Ring(handle) = self {
-            handle.wake();
+    /// Makes the engine look at what it was given since the last time.
+    pub(crate) fn wake(&mut self) {
+        if let Self::Rings(rings) = self {
+            rings.iter_mut().for_each(ring::Handle::wake);
         }
     }
 }

@@ -186,9 +186,8 @@ impl<Sink: FnMut(Completed)> Worker<Sink> {
                 self.desk.done(done, now, &mut actions);
             }
             self.desk.tick(now, &mut actions);
-            if self.act(&mut actions) {
-                self.engine.wake();
-            }
+            self.act(&mut actions);
+            self.engine.wake();
         }
     }
 
@@ -214,23 +213,17 @@ impl<Sink: FnMut(Completed)> Worker<Sink> {
         }
     }
 
-    /// True if the engine has been given something.
-    fn act(&mut self, actions: &mut Vec<Action>) -> bool {
-        let mut for_engine = false;
+    fn act(&mut self, actions: &mut Vec<Action>) {
         let mut pending: VecDeque<Action> = actions.drain(..).collect();
         while let Some(action) = pending.pop_front() {
             match action {
                 Action::Start(op) => {
-                    for_engine = true;
                     if let Some(done) = self.start(op) {
                         self.desk.done(done, Instant::now(), actions);
                         pending.extend(actions.drain(..));
                     }
                 }
-                Action::Cancel(key) => {
-                    for_engine = true;
-                    self.engine.cancel(key);
-                }
+                Action::Cancel { disk, key } => self.engine.cancel(disk, key),
                 Action::Complete {
                     read,
                     result,
@@ -250,7 +243,6 @@ impl<Sink: FnMut(Completed)> Worker<Sink> {
                 }
             }
         }
-        for_engine
     }
 
     /// Some if the answer is there already.

@@ -1,5 +1,6 @@
-//! The engine: one io_uring on a thread of its own, since io_uring_enter(2) itself may block on a
-//! sick device. Must never drop an operation that the kernel has not answered.
+//! The engine of one disk: an io_uring on a thread of its own, since io_uring_enter(2) may block at
+//! a sick disk (it does on FUSE), and the kernel's workers belong to a thread too. Must never drop
+//! an operation that the kernel has not answered.
 #![allow(unsafe_code)] // The kernel is handed pointers into blocks.
 
 use std::collections::HashMap;
@@ -21,9 +22,6 @@ use crate::reader::Event;
 const WAKE: u64 = u64::MAX;
 const CANCEL: u64 = u64::MAX - 1;
 
-/// More reads than this wait for room in the submission queue, which submit() makes at once.
-const ENTRIES_MAX: usize = 4096;
-
 enum Request {
     Read(Op),
     Cancel(u64),
@@ -33,10 +31,13 @@ pub(crate) struct Handle {
     /// None only while dropping.
     requests: Option<Sender<Request>>,
     wake: Arc<OwnedFd>,
+    /// Requests that the ring has not been woken for.
+    unseen: bool,
 }
 
 impl Handle {
-    pub(crate) fn read(&self, op: Op) -> Result<(), Op> {
+    pub(crate) fn read(&mut self, op: Op) -> Result<(), Op> {
+        self.unseen = true;
         let requests = self.requests.as_ref();
         match requests.map(|requests| requests.send(Request::Read(op))) {
             Some(Err(SendError(Request::Read(op)))) => Err(op),
@@ -44,29 +45,33 @@ impl Handle {
         }
     }
 
-    pub(crate) fn cancel(&self, key: u64) {
+    pub(crate) fn cancel(&mut self, key: u64) {
+        self.unseen = true;
         if let Some(requests) = &self.requests {
             drop(requests.send(Request::Cancel(key)));
         }
     }
 
-    pub(crate) fn wake(&self) {
-        // Fails only when the counter is full: then the ring is awake anyway.
-        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+    pub(crate) fn wake(&mut self) {
+        if std::mem::take(&mut self.unseen) {
+            // Fails only when the counter is full: then the ring is awake anyway.
+            let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        }
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
         self.requests = None;
+        self.unseen = true;
         self.wake();
     }
 }
 
 /// A ring that can do what is needed here, or why the kernel gives none: ENOSYS, EPERM (seccomp,
 /// sysctl kernel.io_uring_disabled), ENOMEM (RLIMIT_MEMLOCK before Linux 5.12), too old.
-pub(crate) fn setup(reads_max: usize) -> io::Result<IoUring> {
-    let ring = IoUring::new(reads_max.clamp(2, ENTRIES_MAX) as u32)?;
+pub(crate) fn setup(depth: usize) -> io::Result<IoUring> {
+    let ring = IoUring::new(depth.max(2) as u32)?;
     let mut probe = io_uring::Probe::new();
     ring.submitter().register_probe(&mut probe)?;
     let needed = [
@@ -86,14 +91,15 @@ pub(crate) fn setup(reads_max: usize) -> io::Result<IoUring> {
 
 pub(crate) fn start(
     uring: IoUring,
-    disks: Vec<Arc<Disk>>,
+    disk: Arc<Disk>,
+    depth: usize,
     answers: Sender<Event>,
 ) -> io::Result<Handle> {
     let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let (sender, requests) = channel();
     let ring = Ring {
         uring,
-        disks,
+        disk,
         requests,
         wake: wake.clone(),
         answers,
@@ -101,16 +107,17 @@ pub(crate) fn start(
     };
     std::thread::Builder::new()
         .name("san-ring".into())
-        .spawn(move || ring.run())?;
+        .spawn(move || ring.run(depth))?;
     Ok(Handle {
         requests: Some(sender),
         wake,
+        unseen: false,
     })
 }
 
 struct Ring {
     uring: IoUring,
-    disks: Vec<Arc<Disk>>,
+    disk: Arc<Disk>,
     requests: Receiver<Request>,
     wake: Arc<OwnedFd>,
     answers: Sender<Event>,
@@ -120,7 +127,14 @@ struct Ring {
 
 impl Ring {
     /// Ends when the handle is gone and the kernel has answered every read. Never joined.
-    fn run(mut self) {
+    fn run(mut self, depth: usize) {
+        // By default four kernel workers a CPU: without asynchronous reads that were the depth.
+        // Linux before 5.15 has no such call, and does with its default.
+        let mut workers = [depth as u32, 0];
+        let _ = self
+            .uring
+            .submitter()
+            .register_iowq_max_workers(&mut workers);
         let mut open = true;
         self.watch_wake();
         while open || !self.ops.is_empty() {
@@ -164,7 +178,11 @@ impl Ring {
                 Ok(Request::Read(op)) => self.begin(op),
                 Ok(Request::Cancel(key)) => self.cancel(key),
                 Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Disconnected) => {
+                    let keys: Vec<u64> = self.ops.keys().copied().collect();
+                    keys.into_iter().for_each(|key| self.cancel(key));
+                    return false;
+                }
             }
         }
         self.watch_wake();
@@ -172,7 +190,7 @@ impl Ring {
     }
 
     fn begin(&mut self, mut op: Op) {
-        let fd = types::Fd(self.disks[op.disk].file.as_raw_fd());
+        let fd = types::Fd(self.disk.file.as_raw_fd());
         let rest = &mut op.block[op.filled..op.want];
         // Options bound a block to 1 GiB.
         let read = opcode::Read::new(fd, rest.as_mut_ptr(), rest.len() as u32)
@@ -181,7 +199,7 @@ impl Ring {
             .user_data(op.key);
         self.ops.insert(op.key, op);
         // SAFETY: the block does not move with its Op and is kept in self.ops, which not even a
-        // panic drops, until the kernel has answered; the file is kept by self.disks.
+        // panic drops, until the kernel has answered; the file is kept by self.disk.
         unsafe { self.push(&read) };
     }
 
@@ -211,5 +229,59 @@ impl Ring {
                 std::thread::yield_now();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::buffer::Pool;
+
+    /// Its end that never writes has to be kept. The kernel can cancel a read of a pipe, as those
+    /// that still queue for one of its workers; those at a device it cannot.
+    fn reading_a_pipe() -> (OwnedFd, Handle, Receiver<Event>) {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let disk = Arc::new(Disk::of_pipe(reader.into()));
+        let (sender, events) = channel();
+        let mut handle = start(setup(2).unwrap(), disk, 2, sender).unwrap();
+        let block = Pool::new(1 << 16, 512).take(4096).unwrap();
+        let op = Op {
+            key: 7,
+            disk: 0,
+            offset: 0,
+            want: 4096,
+            filled: 0,
+            block,
+        };
+        assert!(handle.read(op).is_ok());
+        handle.wake();
+        (writer, handle, events)
+    }
+
+    fn errno(events: &Receiver<Event>) -> Option<i32> {
+        match events.recv_timeout(Duration::from_secs(10)) {
+            Ok(Event::Done(done)) => done.result.unwrap_err().raw_os_error(),
+            _ => panic!("no answer"),
+        }
+    }
+
+    #[test]
+    fn a_cancelled_read_comes_back() {
+        let (_writer, mut handle, events) = reading_a_pipe();
+        assert!(events.recv_timeout(Duration::from_millis(50)).is_err());
+        handle.cancel(7);
+        handle.wake();
+        assert_eq!(errno(&events), Some(Errno::CANCELED.raw_os_error()));
+    }
+
+    #[test]
+    fn an_ending_ring_cancels_what_it_has() {
+        let (_writer, handle, events) = reading_a_pipe();
+        drop(handle);
+        assert_eq!(errno(&events), Some(Errno::CANCELED.raw_os_error()));
+        // The thread has let go of its sender: it has ended.
+        assert!(events.recv_timeout(Duration::from_secs(10)).is_err());
     }
 }

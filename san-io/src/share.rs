@@ -189,7 +189,7 @@ impl Share {
             op.block[skip + on_disk..asked_end].fill(0);
             return Verdict::Filled { start: skip };
         }
-        if bytes == 0 || !again {
+        if !again {
             let got = op.filled.saturating_sub(skip);
             return Verdict::Failed(ReadError::Short {
                 place: place(),

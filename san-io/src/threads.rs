@@ -1,5 +1,5 @@
-//! The engine where io_uring is forbidden (seccomp in containers, kernel.io_uring_disabled): a few
-//! threads with pread(2). Threads belong to one disk, so that a hanging one holds up no other.
+//! The engine of one disk where io_uring is forbidden (seccomp in containers, sysctl
+//! kernel.io_uring_disabled): a few threads with pread(2). Must never be waited for.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -15,33 +15,25 @@ pub(crate) const PER_DISK: usize = 16;
 
 const STACK_BYTES: usize = 64 << 10;
 
-pub(crate) struct Handle(Vec<Sender<Op>>);
+pub(crate) struct Handle(Sender<Op>);
 
 impl Handle {
     pub(crate) fn read(&self, op: Op) -> Result<(), Op> {
-        self.0[op.disk].send(op).map_err(|refused| refused.0)
+        self.0.send(op).map_err(|refused| refused.0)
     }
 }
 
-pub(crate) fn start(
-    disks: &[Arc<Disk>],
-    depth: usize,
-    answers: &Sender<Event>,
-) -> io::Result<Handle> {
-    let mut senders = Vec::with_capacity(disks.len());
-    for (number, disk) in disks.iter().enumerate() {
-        let (sender, ops) = channel();
-        let ops = Arc::new(Mutex::new(ops));
-        for _ in 0..depth {
-            let (disk, ops, answers) = (disk.clone(), ops.clone(), answers.clone());
-            std::thread::Builder::new()
-                .name(format!("san-read-{number}"))
-                .stack_size(STACK_BYTES)
-                .spawn(move || serve(&disk, &ops, &answers))?;
-        }
-        senders.push(sender);
+pub(crate) fn start(disk: &Arc<Disk>, depth: usize, answers: &Sender<Event>) -> io::Result<Handle> {
+    let (sender, ops) = channel();
+    let ops = Arc::new(Mutex::new(ops));
+    for _ in 0..depth {
+        let (disk, ops, answers) = (disk.clone(), ops.clone(), answers.clone());
+        std::thread::Builder::new()
+            .name("san-pread".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || serve(&disk, &ops, &answers))?;
     }
-    Ok(Handle(senders))
+    Ok(Handle(sender))
 }
 
 /// Ends when the handle is gone. Never joined: it may hang in the kernel.

@@ -31,9 +31,9 @@ const DISK: u64 = 2;
 const MAX_WRITE: u32 = 128 << 10;
 const FOPEN_DIRECT_IO: u32 = 1;
 const FUSE_ASYNC_READ: u32 = 1;
-const FUSE_ASYNC_DIO: u32 = 1 << 15;
 
 const ENOENT: i32 = 2;
+const EINTR: i32 = 4;
 const EIO: i32 = 5;
 const ENOSYS: i32 = 38;
 
@@ -162,7 +162,8 @@ impl Server {
                 );
             }
             RELEASE | FLUSH => self.reply(unique, &[]),
-            FORGET | BATCH_FORGET | INTERRUPT => {} // want no answer
+            INTERRUPT => self.interrupt(u64_at(body, 0)),
+            FORGET | BATCH_FORGET => {} // want no answer
             _ => self.error(unique, ENOSYS),
         }
     }
@@ -186,6 +187,16 @@ impl Server {
             }
             Mode::Fail => self.error(request.unique, EIO),
             Mode::Hang => state.held.push(request),
+        }
+    }
+
+    /// Lets go of a held read that its reader has given up.
+    fn interrupt(&self, unique: u64) {
+        let mut state = self.state.lock().unwrap();
+        let len = state.held.len();
+        state.held.retain(|held| held.unique != unique);
+        if state.held.len() < len {
+            self.error(unique, EINTR);
         }
     }
 
@@ -225,11 +236,10 @@ impl Server {
     }
 }
 
-/// struct fuse_init_out of protocol 7.31
+/// struct fuse_init_out of protocol 7.31. Without FUSE_ASYNC_DIO: a reader then blocks until its
+/// answer, which is the harder case for it.
 fn init_out() -> Vec<u8> {
-    let mut out = [7, 31, 0, FUSE_ASYNC_READ | FUSE_ASYNC_DIO]
-        .map(u32::to_ne_bytes)
-        .concat();
+    let mut out = [7, 31, 0, FUSE_ASYNC_READ].map(u32::to_ne_bytes).concat();
     let (max_background, congestion_threshold) = (64u16, 48u16);
     out.extend(
         [max_background, congestion_threshold]

@@ -149,7 +149,7 @@ impl Model {
                 self.started.entry(op.key).or_insert(self.now);
                 self.at_engine.push(op);
             }
-            Action::Cancel(key) => assert!(self.at_engine.iter().any(|op| op.key == key)),
+            Action::Cancel { key, .. } => assert!(self.at_engine.iter().any(|op| op.key == key)),
             Action::Complete {
                 read,
                 result,
@@ -259,6 +259,7 @@ fn answer(mut op: Op, how: Answer) -> Done {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
     fn each_read_is_answered_once_with_its_bytes_or_an_error(
         steps in prop::collection::vec(step(), 0..120),
@@ -295,18 +296,31 @@ fn a_healthy_disk_answers_every_read() {
 }
 
 #[test]
-fn a_disk_whose_stalled_reads_can_be_cancelled_dies_all_the_same() {
+fn a_failing_disk_answers_every_read() {
+    let mut model = Model::new();
+    submit(&mut model, 50);
+    while !model.at_engine.is_empty() {
+        let how = Answer::Errno(Errno::IO);
+        model.take(Step::Answer { pick: 0, how });
+    }
+    assert!(model.unanswered.is_empty());
+}
+
+#[test]
+fn a_dead_disk_whose_reads_can_be_cancelled_is_tried_with_one_at_a_time() {
     let mut model = Model::new();
     submit(&mut model, 2);
     model.take(Step::Pass { ms: 100 });
     for _ in 0..2 {
-        model.take(Step::Answer {
-            pick: 0,
-            how: Answer::Errno(Errno::CANCELED),
-        });
+        let how = Answer::Errno(Errno::CANCELED);
+        model.take(Step::Answer { pick: 0, how });
     }
-    submit(&mut model, 1);
-    assert!(model.at_engine.is_empty() && model.unanswered.is_empty());
+    submit(&mut model, 5);
+    assert_eq!((model.at_engine.len(), model.unanswered.len()), (1, 1));
+    model.settle();
+    submit(&mut model, 5);
+    model.settle();
+    assert_eq!(model.completed, 6);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use san_io::{Disk, DiskError};
 /// What the reader is given to read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kind {
-    /// A file of FUSE: io_uring hands each read to a kernel worker, which blocks.
+    /// A file of FUSE: the reading thread blocks, also in io_uring_enter(2).
     File,
     /// A block device: the read is submitted, and its end never comes.
     Loop,
