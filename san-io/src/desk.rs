@@ -210,6 +210,3 @@ impl Running {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

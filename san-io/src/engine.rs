@@ -34,8 +34,7 @@ pub(crate) struct Done {
 pub enum EngineKind {
     IoUring,
     /// `why` is the kernel's refusal of io_uring; None if it was not wanted. A process that ends
-    /// while such a thread hangs in the kernel stays a zombie until the disk answers; with
-    /// io_uring it ends at once.
+    /// while such a thread hangs in the kernel stays a zombie until the disk answers.
     Threads {
         why: Option<io::Error>,
     },
@@ -75,7 +74,7 @@ impl Engine {
         let why = match want_rings.then(setup) {
             Some(Ok(rings)) => {
                 let start = |(ring, disk): (_, &Arc<Disk>)| {
-                    ring::start(ring, disk.clone(), depth, answers.clone())
+                    ring::start(ring, disk.clone(), answers.clone())
                 };
                 let rings = rings.into_iter().zip(disks).map(start);
                 let rings = Self::Rings(rings.collect::<Result<_, _>>()?);

@@ -19,6 +19,8 @@
 
 mod buffer;
 mod desk;
+#[cfg(test)]
+mod desk_tests;
 mod disk;
 mod engine;
 mod error;

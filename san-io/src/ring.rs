@@ -71,7 +71,8 @@ impl Drop for Handle {
 /// A ring that can do what is needed here, or why the kernel gives none: ENOSYS, EPERM (seccomp,
 /// sysctl kernel.io_uring_disabled), ENOMEM (RLIMIT_MEMLOCK before Linux 5.12), too old.
 pub(crate) fn setup(depth: usize) -> io::Result<IoUring> {
-    let ring = IoUring::new(depth.max(2) as u32)?;
+    // Room for each read, a cancel of each, and the wake: push() then never finds it full for long.
+    let ring = IoUring::new(2 * depth as u32 + 2)?;
     let mut probe = io_uring::Probe::new();
     ring.submitter().register_probe(&mut probe)?;
     let needed = [
@@ -89,12 +90,7 @@ pub(crate) fn setup(depth: usize) -> io::Result<IoUring> {
     }
 }
 
-pub(crate) fn start(
-    uring: IoUring,
-    disk: Arc<Disk>,
-    depth: usize,
-    answers: Sender<Event>,
-) -> io::Result<Handle> {
+pub(crate) fn start(uring: IoUring, disk: Arc<Disk>, answers: Sender<Event>) -> io::Result<Handle> {
     let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let (sender, requests) = channel();
     let ring = Ring {
@@ -107,7 +103,7 @@ pub(crate) fn start(
     };
     std::thread::Builder::new()
         .name("san-ring".into())
-        .spawn(move || ring.run(depth))?;
+        .spawn(move || ring.run())?;
     Ok(Handle {
         requests: Some(sender),
         wake,
@@ -127,14 +123,7 @@ struct Ring {
 
 impl Ring {
     /// Ends when the handle is gone and the kernel has answered every read. Never joined.
-    fn run(mut self, depth: usize) {
-        // By default four kernel workers a CPU: without asynchronous reads that were the depth.
-        // Linux before 5.15 has no such call, and does with its default.
-        let mut workers = [depth as u32, 0];
-        let _ = self
-            .uring
-            .submitter()
-            .register_iowq_max_workers(&mut workers);
+    fn run(mut self) {
         let mut open = true;
         self.watch_wake();
         while open || !self.ops.is_empty() {
@@ -224,7 +213,7 @@ impl Ring {
     unsafe fn push(&mut self, entry: &squeue::Entry) {
         // SAFETY: the caller's promise.
         while unsafe { self.uring.submission().push(entry) }.is_err() {
-            // Full: submitting makes room, or fails and is tried again by run() after completions.
+            // Full only where the kernel has not taken all in one go.
             if self.uring.submit().is_err() {
                 std::thread::yield_now();
             }
@@ -245,7 +234,7 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let disk = Arc::new(Disk::of_pipe(reader.into()));
         let (sender, events) = channel();
-        let mut handle = start(setup(2).unwrap(), disk, 2, sender).unwrap();
+        let mut handle = start(setup(2).unwrap(), disk, sender).unwrap();
         let block = Pool::new(1 << 16, 512).take(4096).unwrap();
         let op = Op {
             key: 7,

@@ -3,11 +3,17 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use rustix::io::Errno;
 
-use super::*;
+use crate::Read;
+use crate::buffer::Block;
+use crate::desk::{Action, Desk, Filled};
+use crate::engine::{Done, Op};
+use crate::error::ReadError;
+use crate::share::{DiskInfo, Limits};
 
 const STALL: Duration = Duration::from_millis(100);
 
