@@ -25,8 +25,9 @@ pub struct LiveVm {
     pub pid: i32,
     pub layout: RamLayout,
     pub memory: Arc<dyn LiveMemory>,
-    /// All RAM is mapped, so that small reads cost next to nothing.
-    pub is_mapped: bool,
+    /// RAM that is mapped, so that small reads cost next to nothing; the rest is read through the
+    /// process.
+    pub mapped_bytes: u64,
 }
 
 /// What an operator can point at.
@@ -159,7 +160,7 @@ impl LiveVm {
             .await
             .with_context(|| format!("{name}: RAM layout"))?;
         let ram = QemuRam::open(pid, layout.clone()).map_err(|error| explain(error, pid))?;
-        let is_mapped = ram.is_mapped();
+        let mapped_bytes = ram.mapped_bytes();
         let (name, memory) = (name.to_owned(), Arc::new(ram));
         Ok(LiveVm {
             name,
@@ -167,7 +168,7 @@ impl LiveVm {
             pid,
             layout,
             memory,
-            is_mapped,
+            mapped_bytes,
         })
     }
 

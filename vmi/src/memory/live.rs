@@ -52,10 +52,15 @@ impl QemuRam {
         Ok(ram)
     }
 
-    /// Whether all of the guest's RAM is mapped, so that small reads are cheap.
-    pub fn is_mapped(&self) -> bool {
-        let mapped = |range: &RamRange| matches!(self.backings[range.block], Backing::Mapped(_));
-        self.layout.ranges.iter().all(mapped)
+    /// Bytes of the guest's RAM that are mapped, so that small reads of them are cheap.
+    pub fn mapped_bytes(&self) -> u64 {
+        let mapped = |range: &&RamRange| matches!(self.backings[range.block], Backing::Mapped(_));
+        self.layout
+            .ranges
+            .iter()
+            .filter(mapped)
+            .map(|range| range.bytes)
+            .sum()
     }
 
     /// Host virtual address of a piece of a block, where the block is not mapped.

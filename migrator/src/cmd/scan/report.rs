@@ -68,11 +68,17 @@ impl Report<'_> {
             ]);
         }
         let source = match self.vm {
-            Vm::Live(vm) if vm.is_mapped => "mapped",
-            Vm::Live(_) => "process_vm_readv",
-            Vm::Dump(_) => "dump file",
+            Vm::Live(vm) if vm.mapped_bytes == vm.layout.ram_bytes() => "mapping".to_owned(),
+            Vm::Live(vm) if vm.mapped_bytes > 0 => {
+                format!(
+                    "mapping ({}), the rest by process_vm_readv",
+                    bytes(vm.mapped_bytes)
+                )
+            }
+            Vm::Live(_) => "process_vm_readv".to_owned(),
+            Vm::Dump(_) => "dump file".to_owned(),
         };
-        Some(format!("{table}\nread by: {source}\n"))
+        Some(format!("{table}\nread by {source}\n"))
     }
 
     fn disks(&self) -> Option<String> {
