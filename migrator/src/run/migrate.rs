@@ -204,6 +204,8 @@ struct Settings {
     /// What the operator wants to hold once QEMU is let go.
     downtime_limit_ms: u64,
     old_downtime_limit_ms: u64,
+    /// None where QEMU does not have it.
+    avail_switchover_bandwidth: Option<u64>,
 }
 
 impl Settings {
@@ -220,6 +222,7 @@ impl Settings {
             max_bandwidth: parameters["max-bandwidth"].as_u64().unwrap_or(0),
             downtime_limit_ms: options.downtime_limit_ms.unwrap_or(old_downtime_limit_ms),
             old_downtime_limit_ms,
+            avail_switchover_bandwidth: parameters["avail-switchover-bandwidth"].as_u64(),
         };
         let mut wanted = vec![("return-path", true), ("events", true)];
         if knows_ack {
@@ -233,10 +236,13 @@ impl Settings {
     }
 
     async fn restore(&self, qmp: &Qmp) -> anyhow::Result<()> {
-        let old = json!({
+        let mut old = json!({
             "max-bandwidth": self.max_bandwidth,
             "downtime-limit": self.old_downtime_limit_ms,
         });
+        if let Some(bandwidth) = self.avail_switchover_bandwidth {
+            old["avail-switchover-bandwidth"] = bandwidth.into();
+        }
         qmp.execute("migrate-set-parameters", old).await?;
         let mut list = vec![("return-path", self.return_path), ("events", self.events)];
         list.extend(self.switchover_ack.map(|on| ("switchover-ack", on)));

@@ -114,6 +114,31 @@ pub async fn set_capabilities(qmp: &Qmp, names: &[(&str, bool)]) -> Result<(), Q
         .map(drop)
 }
 
+/// The parameters with which QEMU stops the guest when no more is left than the LAN carries in `limit_ms`.
+///
+/// QEMU multiplies its limit with the bandwidth at which its socket drains, and that is not the LAN's: a page
+/// that goes as a digest drains at once. QEMU ≥ 8.2 can be told the bandwidth; for others the limit is scaled.
+pub async fn downtime_parameters(
+    qmp: &Qmp,
+    lan_bytes_per_s: f64,
+    limit_ms: u64,
+) -> anyhow::Result<Value> {
+    let parameters = qmp.execute("query-migrate-parameters", json!({})).await?;
+    let migrate = qmp.execute("query-migrate", json!({})).await?;
+    if parameters.get("avail-switchover-bandwidth").is_some() && lan_bytes_per_s >= 1.0 {
+        let bandwidth = lan_bytes_per_s as u64;
+        return Ok(json!({ "downtime-limit": limit_ms, "avail-switchover-bandwidth": bandwidth }));
+    }
+    let socket_bytes_per_s = migrate["ram"]["mbps"].as_f64().unwrap_or_default() * 1e6 / 8.0;
+    let part = if socket_bytes_per_s > 0.0 {
+        lan_bytes_per_s / socket_bytes_per_s
+    } else {
+        1.0
+    };
+    let scaled = (limit_ms as f64 * part.min(1.0)) as u64;
+    Ok(json!({ "downtime-limit": scaled.max(1) }))
+}
+
 /// The guest's run state, such as `running`, `paused`, `inmigrate`, `postmigrate`.
 pub async fn run_state(qmp: &Qmp) -> Result<String, QmpError> {
     let status = qmp.execute("query-status", json!({})).await?;

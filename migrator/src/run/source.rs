@@ -245,6 +245,7 @@ impl<'a> Transfer<'a> {
             Wake::QemuEvent(Err(_)) => {}
             Wake::Tick => {
                 self.progress.show(&self.snapshot());
+                self.allow_downtime().await?;
                 if self
                     .deadline
                     .is_some_and(|deadline| Instant::now() > deadline)
@@ -412,14 +413,36 @@ impl<'a> Transfer<'a> {
     /// Nothing of the plan is open any more: QEMU may come to its end.
     async fn release(&mut self) -> anyhow::Result<()> {
         self.held = false;
-        let limit = json!({ "downtime-limit": self.guest.downtime_limit_ms });
-        self.qmp.execute("migrate-set-parameters", limit).await?;
         let mut acks = Vec::new();
         self.gate.release(&mut acks);
         self.qemu_out
             .write_all(&acks)
             .await
             .context("QEMU closed its return path")
+    }
+
+    /// Once QEMU may come to its end and the first pass is over, lets it stop the guest with as much left as
+    /// the LAN carries within the downtime that the operator allows.
+    async fn allow_downtime(&mut self) -> anyhow::Result<()> {
+        if self.held || self.dispatcher.unseen() > 0 || !self.stream_open || self.stopped.is_some()
+        {
+            return Ok(());
+        }
+        let limit_ms = self.guest.downtime_limit_ms;
+        let parameters =
+            qemu::downtime_parameters(self.qmp, self.lan_use().rate(), limit_ms).await?;
+        self.qmp
+            .execute("migrate-set-parameters", parameters)
+            .await?;
+        Ok(())
+    }
+
+    fn lan_use(&self) -> Use {
+        let seconds = self.lan_out.busy().as_secs_f64();
+        Use {
+            bytes: self.lan_out.bytes() as f64,
+            seconds,
+        }
     }
 
     async fn on_frame(&mut self, kind: Kind, body: &[u8]) -> anyhow::Result<Option<SourceEvent>> {
