@@ -35,7 +35,7 @@ use std::time::Duration;
 pub use buffer::Buffer;
 pub use disk::Disk;
 pub use engine::EngineKind;
-pub use error::{DiskError, ReadError, StartError, SubmitError};
+pub use error::{DiskError, Place, ReadError, StartError, SubmitError};
 pub use fault::Fault;
 pub use reader::Reader;
 
