@@ -44,7 +44,7 @@ impl Gva {
 impl Pfn {
     /// The frame's first byte; None beyond the 52 bits that x86-64 has.
     pub fn gpa(self) -> Option<Gpa> {
-        (self.0 < 1 << 40).then_some(Gpa(self.0 * PAGE_BYTES))
+        (self.0 < 1 << 40).then(|| Gpa(self.0 * PAGE_BYTES))
     }
 }
 

@@ -118,7 +118,3 @@ fn understand<'m>(
         vmemmap,
     })
 }
-
-#[cfg(test)]
-#[path = "attach_tests.rs"]
-mod tests;

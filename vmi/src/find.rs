@@ -230,3 +230,7 @@ fn read_image(space: &Space<'_>, stext: Gva) -> Result<Vec<u8>, AttachError> {
     space.mem().read(start, &mut bytes)?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+#[path = "find_tests.rs"]
+mod tests;

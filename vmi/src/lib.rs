@@ -12,6 +12,8 @@ mod find;
 pub mod kernel;
 pub mod layout;
 pub mod memory;
+#[cfg(test)]
+mod mock;
 pub mod page_map;
 pub mod paging;
 mod place;

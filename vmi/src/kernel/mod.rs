@@ -83,3 +83,6 @@ impl Kernel<'_> {
 
 /// Names of devices, disks, file systems. The longest, a file's name, has 255 bytes.
 const STRING_BYTES_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::attach::{AttachError, VcpuRegisters, attach};
-use crate::kernel::KernelInfo;
+use crate::kernel::{Kernel, KernelInfo};
 use crate::memory::GuestMemory;
 use crate::page_map::Run;
 use crate::reason::Reason;
@@ -134,12 +134,20 @@ pub fn scan(mem: &dyn GuestMemory, options: &ScanOptions) -> Result<Scan, ScanEr
     let start = Instant::now();
     let kernel = attach(mem, &options.vcpus)?;
     let attach = start.elapsed();
-    let mut scanner = Scanner::new(&kernel, options);
-    scanner.walk();
-    let mut scan = scanner.finish();
+    let mut scan = scan_kernel(&kernel, options);
     scan.timings = Timings {
         attach,
         walk: start.elapsed() - attach,
     };
     Ok(scan)
 }
+
+/// Scans a kernel that has been found; sets no timings.
+fn scan_kernel(kernel: &Kernel<'_>, options: &ScanOptions) -> Scan {
+    let mut scanner = Scanner::new(kernel, options);
+    scanner.walk();
+    scanner.finish()
+}
+
+#[cfg(test)]
+mod tests;

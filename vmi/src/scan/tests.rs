@@ -1,0 +1,378 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::address::{Gva, PAGE_BYTES};
+use crate::mock::{
+    CACHE_PFN, DIRTY, EXTENTS_FL, MockFolio, MockGuest, PRIVATE, RAM_BYTES, UPTODATE, WRITEBACK,
+    index_bytes, leaf, leaf_bytes,
+};
+
+const DISK_BYTES: u64 = 1 << 30;
+const PARTITION_START: u64 = 1 << 20;
+
+/// A guest with a partition that ext4 is on, and a second disk that nobody holds.
+struct Sample {
+    guest: MockGuest,
+    ext4: Gva,
+    partition: Gva,
+    spare: Gva,
+    next_pfn: u64,
+}
+
+impl Sample {
+    fn new() -> Sample {
+        let mut guest = MockGuest::new();
+        let bdev = guest.super_block("bdev", "bdev", 4096, Gva(0));
+        let vda = guest.disk(bdev, "vda", "0000:00:02.0", DISK_BYTES);
+        let spare = guest.disk(bdev, "vdb", "0000:00:03.0", DISK_BYTES);
+        let gendisk = guest.gendisk_of(vda);
+        let bytes = DISK_BYTES - PARTITION_START;
+        let partition = guest.block_device(bdev, gendisk, PARTITION_START, bytes);
+        let ext4 = guest.super_block("ext4", "vda1", 4096, partition);
+        Sample {
+            guest,
+            ext4,
+            partition,
+            spare,
+            next_pfn: CACHE_PFN,
+        }
+    }
+
+    fn folio(&mut self, index: u64, order: u32, flags: u64) -> MockFolio {
+        let pfn = self.next_pfn.next_multiple_of(1 << order);
+        self.next_pfn = pfn + (1 << order);
+        MockFolio {
+            index,
+            order,
+            pfn,
+            flags,
+        }
+    }
+
+    fn cache(&mut self, inode: Gva, folios: &[(u64, u32, u64)]) -> Vec<MockFolio> {
+        let folios: Vec<MockFolio> = folios
+            .iter()
+            .map(|&(index, order, flags)| self.folio(index, order, flags))
+            .collect();
+        self.guest.cache(inode, &folios);
+        folios
+    }
+
+    fn scan(&self) -> Scan {
+        self.scan_with(&ScanOptions::default())
+    }
+
+    fn scan_with(&self, options: &ScanOptions) -> Scan {
+        let scan = scan_kernel(&self.guest.kernel(), options);
+        assert_sane(&scan);
+        scan
+    }
+}
+
+/// What holds of every scan, whatever the guest's memory says.
+fn assert_sane(scan: &Scan) {
+    let left_out: u64 = scan.reasons().values().sum();
+    assert_eq!(scan.cached_pages(), scan.restorable_pages() + left_out);
+    let mapped: u64 = scan.page_map.iter().map(|run| run.pages).sum();
+    assert_eq!(mapped, scan.restorable_pages());
+    let mut frames = std::collections::HashSet::new();
+    for run in &scan.page_map {
+        let disk = &scan.disks[run.disk];
+        assert!(disk.pci_address.is_some());
+        assert!(run.offset + run.pages * PAGE_BYTES <= disk.bytes);
+        for pfn in run.pfn..run.pfn + run.pages {
+            assert!(
+                pfn < RAM_BYTES / PAGE_BYTES && frames.insert(pfn),
+                "frame {pfn} twice"
+            );
+        }
+    }
+    assert!(scan.page_map.windows(2).all(|pair| pair[0] < pair[1]));
+}
+
+#[test]
+fn pages_are_restorable_or_left_out_for_a_reason() {
+    let mut sample = Sample::new();
+    let tree = leaf(&[
+        (0, 4, 1000, false),
+        (4, 2, 2000, true),
+        (8, 16, 3000, false),
+    ]);
+    let file = sample.guest.ext4_file(sample.ext4, 20 * 4096 + 1, &tree);
+    let folios = sample.cache(
+        file,
+        &[
+            (0, 0, UPTODATE),
+            (1, 0, UPTODATE | DIRTY),
+            (2, 0, UPTODATE | WRITEBACK),
+            (3, 0, 0),
+            (4, 0, UPTODATE),
+            (6, 0, UPTODATE),
+            (8, 3, UPTODATE),
+            (16, 3, UPTODATE),
+        ],
+    );
+    let scan = sample.scan();
+    let reasons = [
+        (Reason::NotUptodate, 1),
+        (Reason::Dirty, 1),
+        (Reason::Writeback, 1),
+        (Reason::BeyondSize, 3),
+        (Reason::Hole, 1),
+        (Reason::Unwritten, 1),
+    ];
+    assert_eq!(scan.reasons(), BTreeMap::from(reasons));
+    assert_eq!(scan.structs_torn, 0);
+    let at = |block: u64| PARTITION_START + block * 4096;
+    let run = |block, pfn, pages| Run {
+        disk: 0,
+        offset: at(block),
+        pfn,
+        pages,
+    };
+    let expected = [
+        run(1000, folios[0].pfn, 1),
+        run(3000, folios[6].pfn, 8),
+        run(3008, folios[7].pfn, 5),
+    ];
+    assert_eq!(folios[7].pfn, folios[6].pfn + 8, "so the two runs are one");
+    let merged = [
+        expected[0],
+        Run {
+            pages: 13,
+            ..expected[1]
+        },
+    ];
+    assert_eq!(scan.page_map, merged);
+    assert_eq!(scan.disks[0].name, "vda");
+    assert_eq!(scan.disks[0].pci_address.as_deref(), Some("0000:00:02.0"));
+}
+
+#[test]
+fn files_that_are_not_plainly_on_disk_are_left_out_whole() {
+    let cases = [
+        (EXTENTS_FL | 0x800, Reason::Encrypted),
+        (EXTENTS_FL | 0x10_0000, Reason::Verity),
+        (EXTENTS_FL | 0x200_0000, Reason::Dax),
+        (EXTENTS_FL | 0x4000, Reason::JournalledData),
+        (0x1000_0000, Reason::InlineData),
+        (0, Reason::IndirectBlocks),
+    ];
+    for (flags, reason) in cases {
+        let mut sample = Sample::new();
+        let file = sample
+            .guest
+            .ext4_file(sample.ext4, 8192, &leaf(&[(0, 2, 10, false)]));
+        sample.guest.set_ext4_flags(file, flags);
+        sample.cache(file, &[(0, 0, UPTODATE), (1, 0, UPTODATE)]);
+        assert_eq!(sample.scan().reasons(), BTreeMap::from([(reason, 2)]));
+    }
+    let mut sample = Sample::new();
+    let directory = sample
+        .guest
+        .ext4_file(sample.ext4, 4096, &leaf(&[(0, 1, 10, false)]));
+    sample.guest.set_mode(directory, 0o040_755);
+    sample.cache(directory, &[(0, 0, UPTODATE)]);
+    let tmpfs = sample.guest.super_block("tmpfs", "tmpfs", 4096, Gva(0));
+    let file = sample.guest.ext4_file(tmpfs, 4096, &[0; 60]);
+    sample.cache(file, &[(0, 0, UPTODATE)]);
+    let reasons = [(Reason::NotRegular, 1), (Reason::Filesystem, 1)];
+    assert_eq!(sample.scan().reasons(), BTreeMap::from(reasons));
+}
+
+#[test]
+fn a_block_device_is_restorable_unless_someone_holds_its_disk() {
+    let mut sample = Sample::new();
+    let (held, spare) = (
+        sample.guest.inode_of(sample.partition),
+        sample.guest.inode_of(sample.spare),
+    );
+    sample.cache(held, &[(5, 0, UPTODATE)]);
+    let folio = sample.cache(spare, &[(7, 0, UPTODATE)])[0];
+    let scan = sample.scan();
+    assert_eq!(scan.reasons(), BTreeMap::from([(Reason::DeviceHeld, 1)]));
+    let expected = Run {
+        disk: 1,
+        offset: 7 * 4096,
+        pfn: folio.pfn,
+        pages: 1,
+    };
+    assert_eq!(scan.page_map, [expected]);
+    let holders = sample.guest.layouts.block_device.bd_holders.unwrap();
+    sample.guest.put(sample.spare, holders, 1);
+    assert_eq!(
+        sample.scan().reasons(),
+        BTreeMap::from([(Reason::DeviceHeld, 2)])
+    );
+}
+
+/// A file whose extents are in block 77, and that block in the device's cache with these flags.
+fn with_extent_block(flags: u64) -> (Sample, u64) {
+    let mut sample = Sample::new();
+    let mut tree = [0; 60];
+    let root = index_bytes(&[(0, 77)], 4, 1);
+    tree[..root.len()].copy_from_slice(&root);
+    let file = sample.guest.ext4_file(sample.ext4, 2 * 4096, &tree);
+    sample.cache(file, &[(0, 0, UPTODATE), (1, 0, UPTODATE)]);
+    let device = sample.guest.inode_of(sample.partition);
+    let block = sample.cache(device, &[(77, 0, flags)])[0];
+    let extents = leaf_bytes(&[(0, 2, 500, false)], 340);
+    sample.guest.write(block.pfn * 4096, &extents);
+    (sample, block.pfn)
+}
+
+#[test]
+fn extent_blocks_come_from_the_devices_cache_or_from_the_disk() {
+    let (sample, _) = with_extent_block(UPTODATE);
+    assert_eq!(sample.scan().restorable_pages(), 2);
+
+    // Read buffer by buffer, the page itself never becomes up to date.
+    let (mut sample, pfn) = with_extent_block(PRIVATE);
+    let (page, bh) = (sample.guest.layouts.page, sample.guest.layouts.buffer_head);
+    let buffer = sample.guest.alloc(bh.size);
+    sample
+        .guest
+        .put(MockGuest::page(pfn), page.private, buffer.0);
+    let unread = BTreeMap::from([(Reason::ExtentBlockUnread, 2), (Reason::DeviceHeld, 1)]);
+    assert_eq!(
+        sample.scan().reasons(),
+        unread,
+        "the buffer is not up to date"
+    );
+    sample.guest.put(buffer, bh.b_state, 1);
+    assert_eq!(sample.scan().restorable_pages(), 2);
+
+    let (sample, _) = with_extent_block(0);
+    assert_eq!(sample.scan().reasons(), unread);
+    let read_disk: ReadDisk = Box::new(|disk, offset, buf| {
+        assert_eq!(
+            (disk.name.as_str(), offset),
+            ("vda", PARTITION_START + 77 * 4096)
+        );
+        let extents = leaf_bytes(&[(0, 2, 600, false)], 340);
+        buf[..extents.len()].copy_from_slice(&extents);
+        true
+    });
+    let options = ScanOptions {
+        read_disk: Some(read_disk),
+        ..ScanOptions::default()
+    };
+    let scan = sample.scan_with(&options);
+    assert_eq!(scan.page_map[0].offset, PARTITION_START + 600 * 4096);
+}
+
+#[test]
+fn what_contradicts_itself_is_torn() {
+    let mut sample = Sample::new();
+    let page = sample.guest.layouts.page;
+    let file = sample
+        .guest
+        .ext4_file(sample.ext4, 1 << 20, &leaf(&[(0, 256, 1000, false)]));
+    let folios = sample.cache(
+        file,
+        &[(0, 0, UPTODATE), (1, 0, UPTODATE), (2, 0, UPTODATE)],
+    );
+    sample
+        .guest
+        .put(MockGuest::page(folios[0].pfn), page.index, 9);
+    sample
+        .guest
+        .put(MockGuest::page(folios[1].pfn), page.mapping, 0x1234);
+    // A second file that claims the third one's frame.
+    let other = sample
+        .guest
+        .ext4_file(sample.ext4, 1 << 20, &leaf(&[(0, 256, 9000, false)]));
+    let mapping = sample.guest.mapping(other);
+    sample.guest.cache(
+        other,
+        &[MockFolio {
+            index: 2,
+            order: 0,
+            pfn: folios[2].pfn,
+            flags: UPTODATE,
+        }],
+    );
+    let scan = sample.scan();
+    assert_eq!(scan.reasons(), BTreeMap::from([(Reason::Torn, 3)]));
+    assert_eq!(scan.restorable_pages(), 1);
+    // Beyond RAM.
+    let bytes = sample.guest.layouts.address_space.i_pages;
+    sample.guest.xarray(
+        mapping.offset(bytes.offset.into()),
+        &[(0, 0, MockGuest::page(1 << 30).0)],
+    );
+    assert!(sample.scan().reasons()[&Reason::Torn] >= 1);
+}
+
+#[test]
+fn a_partition_that_leaves_its_disk_is_refused() {
+    let mut sample = Sample::new();
+    let sectors = sample.guest.layouts.block_device.bd_nr_sectors;
+    let file = sample
+        .guest
+        .ext4_file(sample.ext4, 4096, &leaf(&[(0, 1, 10, false)]));
+    sample.cache(file, &[(0, 0, UPTODATE)]);
+    for count in [DISK_BYTES / 512, u64::MAX / 512, u64::MAX] {
+        sample.guest.put(sample.partition, sectors, count);
+        let scan = sample.scan();
+        assert_eq!(scan.restorable_pages(), 0, "{count} sectors");
+    }
+}
+
+/// A guest with some of everything.
+fn busy() -> Sample {
+    let (mut sample, _) = with_extent_block(UPTODATE);
+    for at in 0..12 {
+        let tree = leaf(&[(0, 40, 100 + 50 * at, false), (50, 9, 5000 + 50 * at, true)]);
+        let file = sample.guest.ext4_file(sample.ext4, 60 * 4096, &tree);
+        let folios = [
+            (0, 0, UPTODATE),
+            (8, 3, UPTODATE),
+            (16, 4, UPTODATE),
+            (50, 0, UPTODATE),
+        ];
+        sample.cache(file, &folios);
+    }
+    let spare = sample.guest.inode_of(sample.spare);
+    sample.cache(
+        spare,
+        &[(0, 0, UPTODATE), (70, 0, UPTODATE), (5000, 0, DIRTY)],
+    );
+    sample
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Bytes, pointers and numbers changed anywhere in the kernel's structs: a scan ends, does not panic, and
+    /// what it says holds together.
+    #[test]
+    fn hostile_memory_never_panics_or_loops(
+        bytes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..60),
+        words in prop::collection::vec(
+            (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0u8..5), 0..30),
+    ) {
+        let mut sample = busy();
+        let words_used: Vec<usize> = (0..sample.guest.ram.len() / 8)
+            .filter(|at| sample.guest.ram[8 * at..8 * at + 8] != [0; 8])
+            .collect();
+        for (at, byte) in bytes {
+            let word = words_used[at.index(words_used.len())];
+            sample.guest.ram[8 * word + usize::from(byte % 8)] = byte;
+        }
+        for (at, other, kind) in words {
+            let at = 8 * words_used[at.index(words_used.len())];
+            let other = 8 * words_used[other.index(words_used.len())];
+            let value: [u8; 8] = match kind {
+                0 => [0xff; 8],
+                1 => [0; 8],
+                // Another pointer, so that structs are taken for each other and lists for rings.
+                2 | 3 => sample.guest.ram[other..other + 8].try_into().unwrap(),
+                _ => (other as u64).to_le_bytes(),
+            };
+            sample.guest.ram[at..at + 8].copy_from_slice(&value);
+        }
+        let options = ScanOptions { files_max: 5, ..ScanOptions::default() };
+        assert_sane(&scan_kernel(&sample.guest.kernel(), &options));
+    }
+}
