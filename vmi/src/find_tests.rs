@@ -62,10 +62,10 @@ impl Ram {
         let phys_base = gpa as i64 - (STEXT - START_KERNEL_MAP) as i64;
         let swapper = START_KERNEL_MAP.wrapping_add_signed(tables as i64 - phys_base);
         let entry = |level: u32| 8 * (STEXT >> (12 + 9 * level) & 511);
-        self.put(tables + entry(3), &(tables + 0x1000 | 1).to_le_bytes());
+        self.put(tables + entry(3), &((tables + 0x1000) | 1).to_le_bytes());
         self.put(
             tables + 0x1000 + entry(2),
-            &(tables + 0x2000 | 1).to_le_bytes(),
+            &((tables + 0x2000) | 1).to_le_bytes(),
         );
         self.put(
             tables + 0x2000 + entry(1),
