@@ -70,6 +70,17 @@ enum Wake {
     Tick,
 }
 
+/// The next bytes of pages, from storage or the LAN by chance: neither network may keep the other waiting.
+async fn page_traffic(
+    storage: &mut Storage,
+    lan_in: &mut mpsc::Receiver<anyhow::Result<(Kind, Vec<u8>)>>,
+) -> Wake {
+    tokio::select! {
+        Some(completed) = storage.completions.recv() => Wake::Storage(completed),
+        frame = lan_in.recv() => Wake::Lan(frame),
+    }
+}
+
 /// What QEMU has been given so far.
 enum Stage {
     /// Section "ram" has not started: no page can be written.
@@ -274,8 +285,7 @@ impl<'a> Transfer<'a> {
             read = self.qemu_in.read(&mut bytes), if self.return_path_open => {
                 Wake::ReturnPath(read, bytes)
             }
-            Some(completed) = self.storage.completions.recv() => Wake::Storage(completed),
-            frame = self.lan_in.recv() => Wake::Lan(frame),
+            wake = page_traffic(&mut self.storage, &mut self.lan_in) => wake,
             permit = self.lan_out.queue.clone().reserve_owned(), if !self.reports.is_empty() => {
                 Wake::Room(permit)
             }
@@ -296,6 +306,10 @@ impl<'a> Transfer<'a> {
         self.reports.drain(..n);
         let mut progress = self.progress;
         progress.issued = self.front;
+        let reading = self
+            .busy_since
+            .map_or(Duration::ZERO, |since| since.elapsed());
+        progress.san_busy_us += reading.as_micros() as u64;
         frames.append(&mut wire::message_frame(Kind::Progress, &progress));
         frames
     }
@@ -350,7 +364,7 @@ impl<'a> Transfer<'a> {
                 }
             }
             Err(error) => {
-                self.storage.note_once(&error);
+                self.storage.note_once(error);
                 for (page, _) in op.pages {
                     let Verdict { report, .. } = self.assembler.storage_failed(page);
                     self.reports

@@ -1,15 +1,18 @@
 //! The connection between the hosts: frames in, frames out, little buffered on the way.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
+use super::summary::Use;
+use super::tcp_info;
 use crate::core::wire::{self, HEADER_BYTES, Kind, PREFACE_BYTES};
 
 /// Frames that wait for the network. What waits here waits before anything more urgent, and QEMU takes
@@ -35,7 +38,12 @@ pub struct LanOut {
 #[derive(Debug, Default)]
 struct Stats {
     bytes: AtomicU64,
+    /// As the kernel counts them when a write ends.
+    acked: AtomicU64,
     busy_us: AtomicU64,
+    is_writing: AtomicBool,
+    /// Woken when a write is over and nothing waits behind it.
+    idle: Notify,
 }
 
 /// The receiving end.
@@ -125,9 +133,16 @@ impl LanIn {
 }
 
 impl LanOut {
-    /// Whether nothing waits for the network.
+    /// Whether nothing waits for the network: it will run dry if nothing comes.
     pub fn is_idle(&self) -> bool {
-        self.queue.capacity() == FRAMES_QUEUED
+        self.queue.capacity() == FRAMES_QUEUED && !self.stats.is_writing.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the network is idle. Only for one waiter at a time.
+    pub async fn idle(&self) {
+        while !self.is_idle() {
+            self.stats.idle.notified().await;
+        }
     }
 
     /// Sends frames, waiting for room.
@@ -143,9 +158,13 @@ impl LanOut {
         self.stats.bytes.load(Ordering::Relaxed)
     }
 
-    /// Time spent handing them over, during which the network was the one that kept us waiting.
-    pub fn busy(&self) -> Duration {
-        Duration::from_micros(self.stats.busy_us.load(Ordering::Relaxed))
+    /// How much of the network was in use: the bytes that the peer has acknowledged, and the time that took.
+    pub fn network_use(&self) -> Use {
+        let bytes = self.stats.acked.load(Ordering::Relaxed) as f64;
+        Use {
+            bytes,
+            seconds: self.stats.busy_us.load(Ordering::Relaxed) as f64 / 1e6,
+        }
     }
 
     /// Writes what is queued and closes the sending direction.
@@ -161,17 +180,19 @@ async fn write_frames(
     mut frames: mpsc::Receiver<Vec<u8>>,
     stats: Arc<Stats>,
 ) {
-    while let Some(frames) = frames.recv().await {
-        let begun = Instant::now();
-        if write.write_all(&frames).await.is_err() {
+    while let Some(batch) = frames.recv().await {
+        stats.is_writing.store(true, Ordering::Relaxed);
+        if write.write_all(&batch).await.is_err() {
             return;
         }
-        stats
-            .bytes
-            .fetch_add(frames.len() as u64, Ordering::Relaxed);
-        stats
-            .busy_us
-            .fetch_add(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+        stats.bytes.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        let sent = tcp_info::sent(write.as_ref().as_fd());
+        stats.acked.store(sent.bytes, Ordering::Relaxed);
+        stats.busy_us.store(sent.busy_us, Ordering::Relaxed);
+        stats.is_writing.store(false, Ordering::Relaxed);
+        if frames.is_empty() {
+            stats.idle.notify_one();
+        }
     }
     let _ = write.shutdown().await;
 }

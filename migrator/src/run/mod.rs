@@ -11,6 +11,7 @@ pub mod receive;
 pub mod source;
 pub mod storage;
 pub mod summary;
+pub mod tcp_info;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 

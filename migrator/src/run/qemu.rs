@@ -121,22 +121,28 @@ pub async fn set_capabilities(qmp: &Qmp, names: &[(&str, bool)]) -> Result<(), Q
 pub async fn downtime_parameters(
     qmp: &Qmp,
     lan_bytes_per_s: f64,
+    socket_bytes_per_s: f64,
     limit_ms: u64,
-) -> anyhow::Result<Value> {
+) -> Result<Value, QmpError> {
     let parameters = qmp.execute("query-migrate-parameters", json!({})).await?;
-    let migrate = qmp.execute("query-migrate", json!({})).await?;
     if parameters.get("avail-switchover-bandwidth").is_some() && lan_bytes_per_s >= 1.0 {
         let bandwidth = lan_bytes_per_s as u64;
         return Ok(json!({ "downtime-limit": limit_ms, "avail-switchover-bandwidth": bandwidth }));
     }
-    let socket_bytes_per_s = migrate["ram"]["mbps"].as_f64().unwrap_or_default() * 1e6 / 8.0;
-    let part = if socket_bytes_per_s > 0.0 {
-        lan_bytes_per_s / socket_bytes_per_s
+    let part = (lan_bytes_per_s / socket_bytes_per_s).min(1.0);
+    // Before either rate is known the part is no number, and the limit stays as it is asked for.
+    let scaled = if part.is_nan() {
+        limit_ms
     } else {
-        1.0
+        (limit_ms as f64 * part) as u64
     };
-    let scaled = (limit_ms as f64 * part.min(1.0)) as u64;
     Ok(json!({ "downtime-limit": scaled.max(1) }))
+}
+
+/// Bytes a second at which QEMU found its socket to drain when it last looked.
+pub async fn socket_bytes_per_s(qmp: &Qmp) -> Result<f64, QmpError> {
+    let migrate = qmp.execute("query-migrate", json!({})).await?;
+    Ok(migrate["ram"]["mbps"].as_f64().unwrap_or_default() * 1e6 / 8.0)
 }
 
 /// The guest's run state, such as `running`, `paused`, `inmigrate`, `postmigrate`.

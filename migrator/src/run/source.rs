@@ -41,12 +41,18 @@ const RESERVE_PAGES: u32 =
     ((2 * qemu::SOCKET_BYTES + READ_BYTES + QEMU_FILE_BYTES) / ZERO_PAGE_BYTES) as u32;
 /// A batch for the network is closed at this size: 128 KiB take 10 ms at 100 Mbit/s.
 const BATCH_BYTES: usize = 128 << 10;
+/// A batch of the stream that gives the network less than this is all digests and zero pages: 8 KiB are gone
+/// before the next batch is parsed.
+const THIN_BYTES: usize = 8 << 10;
 /// Pages stolen or answered at a time: pieces small enough that both suppliers end together.
 const PIECE_PAGES: usize = 16;
 /// How long a destination that was told to give up may take to end its QEMU.
 const RETREAT_WAIT: Duration = Duration::from_secs(10);
 /// How long a committed handover may take: the destination's QEMU takes the disks and continues.
 const RUN_WAIT: Duration = Duration::from_secs(30);
+/// Of the fastest that QEMU saw its socket drain, what still counts a tick later. After a wait QEMU sees a slow socket
+/// and then a burst of digests: without a memory of earlier bursts it would stop the guest with far too much left.
+const SOCKET_RATE_KEPT: f64 = 0.7;
 const TICK: Duration = Duration::from_millis(200);
 
 /// How a migration ended.
@@ -83,6 +89,8 @@ enum Wake {
     Lan(Option<anyhow::Result<(Kind, Vec<u8>)>>),
     QemuEvent(Result<Event, broadcast::error::RecvError>),
     Stream(std::io::Result<usize>),
+    /// The network would run dry.
+    Idle,
     Room(Result<mpsc::OwnedPermit<Vec<u8>>, mpsc::error::SendError<()>>),
     Tick,
 }
@@ -99,6 +107,10 @@ pub struct Transfer<'a> {
     qemu_in: OwnedReadHalf,
     qemu_out: OwnedWriteHalf,
     stream_open: bool,
+    /// The last batch of the stream was next to nothing for the network.
+    stream_is_thin: bool,
+    /// The next batch is stolen from the plan.
+    steals_next: bool,
     events: broadcast::Receiver<Event>,
     lan_in: mpsc::Receiver<anyhow::Result<(Kind, Vec<u8>)>>,
     lan_out: LanOut,
@@ -117,6 +129,7 @@ pub struct Transfer<'a> {
     why: Option<anyhow::Error>,
     storage: wire::Progress,
     pass: u64,
+    socket_bytes_per_s: f64,
     stopped: Option<Instant>,
     up: Option<Instant>,
     begun: Instant,
@@ -149,6 +162,8 @@ impl<'a> Transfer<'a> {
             qemu_in,
             qemu_out,
             stream_open: true,
+            stream_is_thin: false,
+            steals_next: false,
             events: vm.qmp.events(),
             lan_in: lan_in.into_channel(),
             lan_out,
@@ -163,6 +178,7 @@ impl<'a> Transfer<'a> {
             why: None,
             storage: wire::Progress::default(),
             pass: 0,
+            socket_bytes_per_s: 0.0,
             stopped: None,
             up: None,
             begun,
@@ -243,6 +259,7 @@ impl<'a> Transfer<'a> {
             Wake::QemuEvent(Ok(event)) => self.on_qemu_event(&event),
             // Events are news, not state: what was missed shows in the stream.
             Wake::QemuEvent(Err(_)) => {}
+            Wake::Idle => {}
             Wake::Tick => {
                 self.progress.show(&self.snapshot());
                 self.allow_downtime().await?;
@@ -260,7 +277,10 @@ impl<'a> Transfer<'a> {
     }
 
     async fn wake(&mut self) -> Wake {
+        // Looked at before room is reserved: a reserved place makes the network look busy.
+        self.steals_next = self.is_transferring() && self.is_time_to_steal();
         let has_work = self.has_work();
+        let waits_to_steal = !has_work && self.is_transferring() && self.dispatcher.can_steal();
         let wants_stream = self.stream_open && !self.buffer.ripe && self.is_transferring();
         if wants_stream {
             self.buffer.compact();
@@ -275,6 +295,7 @@ impl<'a> Transfer<'a> {
             event = self.events.recv() => Wake::QemuEvent(event),
             read = limited.read_buf(&mut self.buffer.bytes), if wants_stream => Wake::Stream(read),
             permit = self.lan_out.queue.clone().reserve_owned(), if has_work => Wake::Room(permit),
+            () = self.lan_out.idle(), if waits_to_steal => Wake::Idle,
         }
     }
 
@@ -289,8 +310,15 @@ impl<'a> Transfer<'a> {
 
     fn has_work(&self) -> bool {
         let transfers = self.is_transferring()
-            && (!self.needs.is_empty() || self.may_parse() || self.dispatcher.can_steal());
+            && (!self.needs.is_empty() || self.may_parse() || self.steals_next);
         transfers || !self.control.is_empty()
+    }
+
+    /// Stealing is for a network that would run dry: nothing waits for it, and QEMU has said nothing for it to carry.
+    fn is_time_to_steal(&self) -> bool {
+        self.dispatcher.can_steal()
+            && self.lan_out.is_idle()
+            && (self.stream_is_thin || !self.may_parse())
     }
 
     /// Pacing: while a page of the plan is open, the end of the first pass stays unread.
@@ -307,14 +335,16 @@ impl<'a> Transfer<'a> {
         if !self.needs.is_empty() {
             return self.answer_needs();
         }
-        if self.may_parse() && !(self.lan_out.is_idle() && self.dispatcher.can_steal()) {
-            return self.tell_stream();
+        if std::mem::take(&mut self.steals_next) {
+            self.stream_is_thin = false;
+            let stolen = self.steal()?;
+            if stolen.is_some() {
+                return Ok(stolen);
+            }
         }
-        let stolen = self.steal()?;
-        if stolen.is_none() && self.may_parse() {
-            return self.tell_stream();
-        }
-        Ok(stolen)
+        let batch = self.tell_stream()?;
+        self.stream_is_thin = batch.as_ref().is_none_or(|batch| batch.len() < THIN_BYTES);
+        Ok(batch)
     }
 
     /// Parses what was read of the stream into frames for the destination.
@@ -413,6 +443,7 @@ impl<'a> Transfer<'a> {
     /// Nothing of the plan is open any more: QEMU may come to its end.
     async fn release(&mut self) -> anyhow::Result<()> {
         self.held = false;
+        self.allow_downtime().await?;
         let mut acks = Vec::new();
         self.gate.release(&mut acks);
         self.qemu_out
@@ -421,28 +452,30 @@ impl<'a> Transfer<'a> {
             .context("QEMU closed its return path")
     }
 
-    /// Once QEMU may come to its end and the first pass is over, lets it stop the guest with as much left as
-    /// the LAN carries within the downtime that the operator allows.
+    /// Once QEMU may come to its end, lets it stop the guest with as much left as the LAN carries within the
+    /// downtime that the operator allows. Passes that a smaller limit would add are not free: QEMU under TCG (7.2)
+    /// loses writes to pages whose dirty bit it clears while the guest runs.
     async fn allow_downtime(&mut self) -> anyhow::Result<()> {
-        if self.held || self.dispatcher.unseen() > 0 || !self.stream_open || self.stopped.is_some()
-        {
+        if !self.stream_open || self.stopped.is_some() {
+            return Ok(());
+        }
+        let socket = qemu::socket_bytes_per_s(self.qmp).await?;
+        self.socket_bytes_per_s = socket.max(self.socket_bytes_per_s * SOCKET_RATE_KEPT);
+        if self.held {
             return Ok(());
         }
         let limit_ms = self.guest.downtime_limit_ms;
-        let parameters =
-            qemu::downtime_parameters(self.qmp, self.lan_use().rate(), limit_ms).await?;
+        let parameters = qemu::downtime_parameters(
+            self.qmp,
+            self.lan_out.network_use().rate(),
+            self.socket_bytes_per_s,
+            limit_ms,
+        )
+        .await?;
         self.qmp
             .execute("migrate-set-parameters", parameters)
             .await?;
         Ok(())
-    }
-
-    fn lan_use(&self) -> Use {
-        let seconds = self.lan_out.busy().as_secs_f64();
-        Use {
-            bytes: self.lan_out.bytes() as f64,
-            seconds,
-        }
     }
 
     async fn on_frame(&mut self, kind: Kind, body: &[u8]) -> anyhow::Result<Option<SourceEvent>> {
@@ -581,16 +614,13 @@ impl<'a> Transfer<'a> {
         let total_ms = ms(self.begun, self.up.unwrap_or_else(Instant::now));
         let page = PAGE_BYTES as f64;
         let lan_bytes = self.lan_out.bytes();
-        let lan = Use {
-            bytes: lan_bytes as f64,
-            seconds: self.lan_out.busy().as_secs_f64(),
-        };
+        let lan = self.lan_out.network_use();
         let san = Use {
             bytes: self.storage.san_bytes as f64,
             seconds: self.storage.san_busy_us as f64 / 1e6,
         };
         let either = counts.claimed as f64 * page;
-        let only_lan = lan.bytes - (counts.stolen + counts.needed) as f64 * page;
+        let only_lan = lan_bytes as f64 - (counts.stolen + counts.needed) as f64 * page;
         let bound_ms = bound_ms(only_lan, either, lan, san);
         Summary {
             total_ms,

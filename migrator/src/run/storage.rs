@@ -213,7 +213,7 @@ impl Storage {
     }
 
     /// Tells the operator of the first failure; the rest shows in the figures.
-    pub fn note_once(&mut self, error: &ReadError) {
+    pub fn note_once(&mut self, error: ReadError) {
         if !std::mem::replace(&mut self.error_noted, true) {
             super::note(&format!(
                 "storage failed, the LAN carries its pages: {error}"
