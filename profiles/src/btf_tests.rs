@@ -234,21 +234,22 @@ fn what_is_not_known_is_refused_by_name() {
 #[test]
 fn types_that_contain_themselves_end() {
     let mut b = Builder::default();
-    // 1: a struct of two anonymous members of its own type; 2: a typedef of itself; 3: an array of
-    // itself.
-    b.composite(
-        KIND_STRUCT,
-        "loop",
-        8,
-        &[("", 1, 0), ("", 1, 0), ("t", 2, 0), ("a", 3, 0)],
-    );
+    // 1: a struct of eight anonymous members of its own type, which are 8^16 ways down; 2: a typedef
+    // of itself; 3: an array of itself.
+    let mut members = vec![("", 1, 0); 8];
+    members.extend([("t", 2, 0), ("a", 3, 0)]);
+    b.composite(KIND_STRUCT, "loop", 8, &members);
     b.add(KIND_TYPEDEF, "t", 0, 2, &[]);
     b.add(KIND_ARRAY, "", 0, 0, &[3, 3, u32::MAX]);
+    b.composite(KIND_STRUCT, "holder", 8, &[("t", 2, 0), ("a", 3, 0)]);
     let data = b.build();
     let btf = Btf::parse(&data).unwrap();
     assert_eq!(btf.field("loop", "absent"), None);
-    // Whether the budget or the member is met first: it ends.
-    let _ = btf.field("loop", "a");
+    let no_size = Some(Field { offset: 0, size: 0 });
+    assert_eq!(
+        (btf.field("holder", "t"), btf.field("holder", "a")),
+        (no_size, no_size)
+    );
 }
 
 proptest! {

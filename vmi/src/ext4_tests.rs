@@ -116,36 +116,55 @@ fn trees_that_make_no_sense_are_bad_as_a_whole() {
 }
 
 #[test]
-fn a_tree_that_leads_back_into_itself_ends() {
-    // Depth does not fall: block 70 says that it is of depth 2 wherever it is met.
-    let entries: Vec<(u32, u64)> = (0..340).map(|at| (at * 1000, 70)).collect();
-    let blocks = HashMap::from([(70, index_bytes(&entries, 340, 2))]);
-    let found = tree(&index_bytes(&[(0, 70)], 4, 3), &blocks);
-    assert!(found.iter().all(|extent| extent.physical.is_err()));
-    // Depth falls, and 340 to the fourth blocks are within: the budget ends it.
-    let blocks = (0..5).map(|depth| {
-        let entries: Vec<(u32, u64)> = (0..340).map(|at| (at, 70 + depth - 1)).collect();
-        (70 + depth, index_bytes(&entries, 340, depth as u16))
-    });
+fn depth_has_to_fall_by_one() {
+    let leaf = leaf_bytes(&[(0, 10, 500, false)], 340);
+    let blocks = HashMap::from([(70, leaf), (71, index_bytes(&[(0, 70)], 340, 1))]);
+    let bad = [Extent {
+        logical: 0,
+        blocks: 1 << 32,
+        physical: Err(Reason::BadExtents),
+    }];
+    assert_eq!(
+        tree(&index_bytes(&[(0, 70)], 4, 2), &blocks),
+        bad,
+        "a leaf too early"
+    );
+    assert_eq!(
+        tree(&index_bytes(&[(0, 71)], 4, 1), &blocks),
+        bad,
+        "an index too late"
+    );
+    assert_eq!(
+        tree(&index_bytes(&[(0, 71)], 4, 2), &blocks),
+        [written(0, 10, 500)]
+    );
+}
+
+#[test]
+fn a_tree_without_end_is_read_within_the_budget() {
+    // A block's number is where it begins; each has 300 more below, down to depth 0.
     let mut reads = 0;
-    let blocks: HashMap<u64, Vec<u8>> = blocks.collect();
-    let mut i_data = [0; I_DATA_BYTES];
-    let root = index_bytes(&[(0, 74)], 4, 5);
-    i_data[..root.len()].copy_from_slice(&root);
-    let mut read = |block, buf: &mut [u8]| {
+    let mut read = |start: u64, buf: &mut [u8]| {
         reads += 1;
-        buf[..blocks[&block].len()].copy_from_slice(&blocks[&block]);
+        let below: Vec<(u32, u64)> = (0..300).map(|at| (start as u32 + at, start + 1)).collect();
+        let bytes = index_bytes(&below, 340, if reads == 1 { 1 } else { 0 });
+        buf[..bytes.len()].copy_from_slice(&bytes);
         true
     };
-    extents(
-        &i_data,
-        &mut Blocks {
-            read: &mut read,
-            block_bytes: 4096,
-            budget: 1000,
-        },
+    let mut i_data = [0; I_DATA_BYTES];
+    let root = index_bytes(&[(0, 0)], 4, 2);
+    i_data[..root.len()].copy_from_slice(&root);
+    let mut blocks = Blocks {
+        read: &mut read,
+        block_bytes: 4096,
+        budget: 100,
+    };
+    let found = extents(&i_data, &mut blocks);
+    assert_eq!(
+        found.last().unwrap().physical,
+        Err(Reason::ExtentBlockUnread)
     );
-    assert!(reads <= 1000, "{reads}");
+    assert!(reads <= 100, "{reads}");
 }
 
 proptest! {

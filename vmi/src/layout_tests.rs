@@ -114,6 +114,8 @@ fn what_does_not_fit_together_is_refused() {
         parse(MTREE, &twice),
         LayoutError::Unmatched("vga.vram".into())
     );
+    let overlap = MTREE.replace("00000000000e8000-", "00000000000e7000-");
+    assert_eq!(parse(&overlap, RAMBLOCK), LayoutError::Range(0xe_7000));
     let small = RAMBLOCK.replace("0x0000000040000000 0x0000000040000000", "0x1000 0x1000");
     assert_eq!(parse(MTREE, &small), LayoutError::Range(0));
 }

@@ -92,6 +92,21 @@ fn shared_files_are_mapped_and_all_else_is_read_through_the_process() {
 }
 
 #[test]
+fn a_private_mapping_is_not_what_its_file_is() {
+    let file = memfd(4096);
+    // SAFETY: the file is this test's own and keeps its size.
+    let mut private = unsafe { memmap2::MmapOptions::new().map_copy(&file).unwrap() };
+    private[0] = 9;
+    let ram = QemuRam::open(
+        own_pid(),
+        layout(&[("private", 4096, Some(private.as_ptr() as u64))]),
+    );
+    let mut byte = [0];
+    ram.unwrap().read(Gpa(0), &mut byte).unwrap();
+    assert_eq!(byte, [9]);
+}
+
+#[test]
 fn reading_a_hole_allocates_nothing() {
     let file = memfd(256 << 12);
     // SAFETY: the file is this test's own and keeps its size.

@@ -305,6 +305,27 @@ fn what_contradicts_itself_is_torn() {
 }
 
 #[test]
+fn a_frame_is_in_one_folio() {
+    let mut sample = Sample::new();
+    let file = sample
+        .guest
+        .ext4_file(sample.ext4, 1 << 20, &leaf(&[(0, 256, 1000, false)]));
+    let large = sample.folio(8, 3, UPTODATE);
+    let inside = MockFolio {
+        index: 20,
+        order: 0,
+        pfn: large.pfn + 5,
+        flags: UPTODATE,
+    };
+    sample.guest.cache(file, &[large, inside]);
+    let scan = sample.scan();
+    assert_eq!(
+        (scan.restorable_pages(), scan.reasons()[&Reason::Torn]),
+        (8, 1)
+    );
+}
+
+#[test]
 fn a_partition_that_leaves_its_disk_is_refused() {
     let mut sample = Sample::new();
     let sectors = sample.guest.layouts.block_device.bd_nr_sectors;
