@@ -121,6 +121,8 @@ pub struct Transfer<'a> {
     gate: return_path::Gate,
     /// QEMU must not come to its end yet.
     held: bool,
+    /// QEMU may stop the guest.
+    let_go: bool,
     guest: Guest,
     handover: Source,
     /// When waiting for the peer's part in the handover is over.
@@ -171,6 +173,7 @@ impl<'a> Transfer<'a> {
             needs: VecDeque::new(),
             gate: return_path::Gate::default(),
             held: true,
+            let_go: false,
             guest,
             handover: Source::START,
             deadline: None,
@@ -234,6 +237,9 @@ impl<'a> Transfer<'a> {
         if self.held && self.dispatcher.open() == 0 && self.is_transferring() {
             self.release().await?;
         }
+        if !self.let_go && self.may_be_let_go() {
+            self.allow_downtime().await?;
+        }
         match self.wake().await {
             Wake::Interrupt if self.handover.is_committed() => {
                 super::note("the guest is the destination's already: waiting for its answer");
@@ -262,7 +268,7 @@ impl<'a> Transfer<'a> {
             Wake::Idle => {}
             Wake::Tick => {
                 self.progress.show(&self.snapshot());
-                self.allow_downtime().await?;
+                self.watch_socket_rate().await?;
                 if self
                     .deadline
                     .is_some_and(|deadline| Instant::now() > deadline)
@@ -443,7 +449,6 @@ impl<'a> Transfer<'a> {
     /// Nothing of the plan is open any more: QEMU may come to its end.
     async fn release(&mut self) -> anyhow::Result<()> {
         self.held = false;
-        self.allow_downtime().await?;
         let mut acks = Vec::new();
         self.gate.release(&mut acks);
         self.qemu_out
@@ -452,29 +457,42 @@ impl<'a> Transfer<'a> {
             .context("QEMU closed its return path")
     }
 
-    /// Once QEMU may come to its end, lets it stop the guest with as much left as the LAN carries within the
-    /// downtime that the operator allows. Passes that a smaller limit would add are not free: QEMU under TCG (7.2)
-    /// loses writes to pages whose dirty bit it clears while the guest runs.
+    /// Whether what is left of the first pass can be carried within the downtime that the operator allows. Before
+    /// that, a burst of digests would make QEMU believe in a fast network and stop the guest with too much left.
+    fn may_be_let_go(&self) -> bool {
+        let left = f64::from(self.dispatcher.unseen()) * PAGE_BYTES as f64;
+        let limit_s = self.guest.downtime_limit_ms as f64 / 1e3;
+        !self.held && left <= self.lan_out.network_use().rate() * limit_s
+    }
+
+    /// Lets QEMU stop the guest with as much left as the LAN carries within the downtime limit. Passes that a
+    /// smaller limit would add are not free: QEMU 7.2 under TCG loses writes to pages whose dirty bit it clears while
+    /// the guest runs.
     async fn allow_downtime(&mut self) -> anyhow::Result<()> {
-        if !self.stream_open || self.stopped.is_some() {
-            return Ok(());
-        }
-        let socket = qemu::socket_bytes_per_s(self.qmp).await?;
-        self.socket_bytes_per_s = socket.max(self.socket_bytes_per_s * SOCKET_RATE_KEPT);
-        if self.held {
-            return Ok(());
-        }
-        let limit_ms = self.guest.downtime_limit_ms;
+        self.let_go = true;
         let parameters = qemu::downtime_parameters(
             self.qmp,
             self.lan_out.network_use().rate(),
             self.socket_bytes_per_s,
-            limit_ms,
+            self.guest.downtime_limit_ms,
         )
         .await?;
         self.qmp
             .execute("migrate-set-parameters", parameters)
             .await?;
+        Ok(())
+    }
+
+    /// Keeps in mind how fast QEMU sees its socket drain, and corrects the downtime limit by it.
+    async fn watch_socket_rate(&mut self) -> anyhow::Result<()> {
+        if !self.stream_open || self.stopped.is_some() {
+            return Ok(());
+        }
+        let socket = qemu::socket_bytes_per_s(self.qmp).await?;
+        self.socket_bytes_per_s = socket.max(self.socket_bytes_per_s * SOCKET_RATE_KEPT);
+        if self.let_go {
+            self.allow_downtime().await?;
+        }
         Ok(())
     }
 
