@@ -17,12 +17,20 @@ const COMMAND: u8 = 0x08;
 const FOOTER: u8 = 0x7e;
 
 const RAM_VERSION: u32 = 4;
-const FLAG_ZERO: u64 = 0x02;
-const FLAG_MEM_SIZE: u64 = 0x04;
-const FLAG_PAGE: u64 = 0x08;
-const FLAG_EOS: u64 = 0x10;
-const FLAG_CONTINUE: u64 = 0x20;
+/// The low bits of a RAM record's first word; the high ones are an offset (migration/ram.c).
 const FLAGS: u64 = PAGE_BYTES as u64 - 1;
+
+bitflags::bitflags! {
+    /// RAM_SAVE_FLAG_* of migration/ram.c, as far as a plain stream has them.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct RamFlags: u64 {
+        const ZERO = 0x02;
+        const MEM_SIZE = 0x04;
+        const PAGE = 0x08;
+        const EOS = 0x10;
+        const CONTINUE = 0x20;
+    }
+}
 
 /// Bytes that hold the longest single item: a MEM_SIZE record with every block's name at its
 /// longest (1,024 × 264 bytes). A reader's buffer must be at least as large, or an item may never be whole.
@@ -261,14 +269,14 @@ impl Parser {
             return unknown(format!("section {name:?} version {version}"), NO_DEVICE);
         }
         let head = c.u64()?;
-        if head & FLAGS != FLAG_MEM_SIZE {
+        if head & FLAGS != RamFlags::MEM_SIZE.bits() {
             return inconsistent(format!(
                 "section \"ram\" begins with {head:#x}, not MEM_SIZE"
             ));
         }
         let pages = self.mem_size(c, head & !FLAGS)?;
         let eos = c.u64()?;
-        if eos != FLAG_EOS {
+        if eos != RamFlags::EOS.bits() {
             return unknown(format!("RAM set-up record {eos:#x}"), SWITCH_OFF);
         }
         footer(c, section_id)?;
@@ -307,16 +315,16 @@ impl Parser {
 
     fn ram_record<'a>(&mut self, c: &mut Cursor<'a>, end: bool) -> Result<Item<'a>, Stop> {
         let head = c.u64()?;
-        let flags = head & FLAGS;
-        match flags & !FLAG_CONTINUE {
-            FLAG_EOS => {
+        let flags = RamFlags::from_bits_retain(head & FLAGS);
+        match flags.difference(RamFlags::CONTINUE) {
+            RamFlags::EOS => {
                 footer(c, self.section_id.unwrap_or_default())?;
                 self.state = if end { State::Device } else { State::Records };
                 Ok(if end { Item::RamEnd } else { Item::PartEnd })
             }
-            kind @ (FLAG_ZERO | FLAG_PAGE) => {
+            kind @ (RamFlags::ZERO | RamFlags::PAGE) => {
                 let (block, page) = self.page(c, flags, head & !FLAGS)?;
-                let item = if kind == FLAG_PAGE {
+                let item = if kind == RamFlags::PAGE {
                     Item::Page(page, c.array()?)
                 } else if c.u8()? == 0 {
                     Item::Zero(page)
@@ -327,14 +335,17 @@ impl Parser {
                 Ok(item)
             }
             _ => unknown(
-                format!("RAM record flags {flags:#x} (multifd, xbzrle, compression or RDMA)"),
+                format!(
+                    "RAM record flags {:#x} (multifd, xbzrle, compression or RDMA)",
+                    flags.bits()
+                ),
                 SWITCH_OFF,
             ),
         }
     }
 
-    fn page(&self, c: &mut Cursor<'_>, flags: u64, at: u64) -> Result<(usize, RamPage), Stop> {
-        let block = if flags & FLAG_CONTINUE != 0 {
+    fn page(&self, c: &mut Cursor<'_>, flags: RamFlags, at: u64) -> Result<(usize, RamPage), Stop> {
+        let block = if flags.contains(RamFlags::CONTINUE) {
             self.block
         } else {
             let idstr = c.counted()?;
@@ -408,13 +419,13 @@ impl RamWriter {
 
     /// Writes a page's content.
     pub fn page(&mut self, page: RamPage, content: &[u8; PAGE_BYTES]) {
-        self.head(page, FLAG_PAGE);
+        self.head(page, RamFlags::PAGE);
         self.out.extend_from_slice(content);
     }
 
     /// Writes that a page is all zero.
     pub fn zero(&mut self, page: RamPage) {
-        self.head(page, FLAG_ZERO);
+        self.head(page, RamFlags::ZERO);
         self.out.push(0);
     }
 
@@ -451,12 +462,13 @@ impl RamWriter {
     }
 
     fn close(&mut self) {
-        self.out.extend_from_slice(&FLAG_EOS.to_be_bytes());
+        self.out
+            .extend_from_slice(&RamFlags::EOS.bits().to_be_bytes());
         self.out.push(FOOTER);
         self.out.extend_from_slice(&self.section_id.to_be_bytes());
     }
 
-    fn head(&mut self, page: RamPage, kind: u64) {
+    fn head(&mut self, page: RamPage, kind: RamFlags) {
         if !self.open {
             self.section(SECTION_PART);
             self.open = true;
@@ -464,10 +476,11 @@ impl RamWriter {
         let (block, offset) = self.table.locate(page);
         if self.block == Some(block) {
             self.out
-                .extend_from_slice(&(offset | kind | FLAG_CONTINUE).to_be_bytes());
+                .extend_from_slice(&(offset | (kind | RamFlags::CONTINUE).bits()).to_be_bytes());
             return;
         }
-        self.out.extend_from_slice(&(offset | kind).to_be_bytes());
+        self.out
+            .extend_from_slice(&(offset | kind.bits()).to_be_bytes());
         let idstr = self.table.blocks()[block].idstr.as_bytes();
         self.out
             .push(u8::try_from(idstr.len()).expect("the table bounds names to 255 bytes"));

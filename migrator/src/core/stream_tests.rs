@@ -21,12 +21,12 @@ fn preamble() -> Vec<u8> {
 
 fn section_start() -> Vec<u8> {
     let mut bytes = b"\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04".to_vec();
-    bytes.extend(((10 * 4096_u64) | FLAG_MEM_SIZE).to_be_bytes());
+    bytes.extend(((10 * 4096_u64) | RamFlags::MEM_SIZE.bits()).to_be_bytes());
     bytes.extend(b"\x06pc.ram");
     bytes.extend((8 * 4096_u64).to_be_bytes());
     bytes.extend(b"\x08vga.vram");
     bytes.extend((2 * 4096_u64).to_be_bytes());
-    bytes.extend(FLAG_EOS.to_be_bytes());
+    bytes.extend(RamFlags::EOS.bits().to_be_bytes());
     bytes.extend(b"\x7e\0\0\0\x02");
     bytes
 }
@@ -121,11 +121,17 @@ fn what_a_plain_stream_does_not_have_is_refused_by_name() {
     let part = |flags: u64| [b"\x02\0\0\0\x02".as_slice(), &flags.to_be_bytes()].concat();
     assert!(refused(&part(0x200)).contains("multifd"));
     assert!(refused(&part(0x40)).contains("xbzrle"));
-    assert!(refused(&part(0x1000 | FLAG_PAGE | FLAG_CONTINUE)).contains("0x1000"));
+    assert!(
+        refused(&part(0x1000 | (RamFlags::PAGE | RamFlags::CONTINUE).bits())).contains("0x1000")
+    );
     assert!(refused(b"\x01\0\0\0\x03\x04vfio\0\0\0\0\0\0\0\x01").contains("\"vfio\""));
     assert!(refused(b"\x04").contains("0x04"));
     assert!(refused(b"\x02\0\0\0\x09").contains("section 9"));
-    let beyond = [part((8 * 4096) | FLAG_PAGE), b"\x06pc.ram".to_vec()].concat();
+    let beyond = [
+        part((8 * 4096) | RamFlags::PAGE.bits()),
+        b"\x06pc.ram".to_vec(),
+    ]
+    .concat();
     assert!(refused(&beyond).contains("does not reach"));
     assert_eq!(
         parse(b"GARBAGE!", &[]),

@@ -91,6 +91,25 @@ enum Stage {
     Device,
 }
 
+/// What a migration coming in starts with.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Where QEMU reads its stream.
+    pub stream: UnixStream,
+    /// The source, which has sent the plan.
+    pub lan: (LanIn, LanOut),
+    /// The disks that the plan names.
+    pub storage: Storage,
+    /// The plan.
+    pub plan: Plan,
+    /// The guest's RAM blocks.
+    pub table: RamTable,
+    /// The digest's key.
+    pub key: DigestKey,
+    /// The destination's journal.
+    pub journal: Journal,
+}
+
 /// One migration coming in.
 pub struct Transfer<'a> {
     qmp: &'a Qmp,
@@ -131,17 +150,18 @@ pub struct Transfer<'a> {
 }
 
 impl<'a> Transfer<'a> {
-    /// A migration of a guest with these blocks, whose stream QEMU waits for on `stream`.
-    pub fn new(
-        qmp: &'a Qmp,
-        stream: UnixStream,
-        (lan_in, lan_out): (LanIn, LanOut),
-        storage: Storage,
-        plan: Plan,
-        table: RamTable,
-        key: DigestKey,
-        journal: Journal,
-    ) -> anyhow::Result<Transfer<'a>> {
+    /// A migration that QEMU waits for.
+    pub fn new(qmp: &'a Qmp, incoming: Incoming) -> anyhow::Result<Transfer<'a>> {
+        let Incoming {
+            stream,
+            lan,
+            storage,
+            plan,
+            table,
+            key,
+            journal,
+        } = incoming;
+        let (lan_in, lan_out) = lan;
         let mut assembler = Assembler::new(table.pages(), key);
         for run in plan.runs() {
             for page in run.page.0..run.page.0 + run.pages {

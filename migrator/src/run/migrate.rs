@@ -13,7 +13,7 @@ use super::journal::{Journal, Promise, Side};
 use super::lan::{self, LanIn, LanOut};
 use super::progress::Progress;
 use super::qemu;
-use super::source::{Outcome, Transfer};
+use super::source::{Outcome, Outgoing, Transfer};
 use crate::core::digest::DigestKey;
 use crate::core::dispatcher::Dispatcher;
 use crate::core::plan::Plan;
@@ -101,20 +101,23 @@ pub async fn migrate(
     let run = Run {
         resume: was_running && !options.suspend,
     };
-    let transfer = Transfer::new(
-        vm,
+    let guest = Guest {
+        was_running,
+        run,
+        downtime_limit_ms: settings.downtime_limit_ms,
+    };
+    let lan = (lan_in, lan_out);
+    let outgoing = Outgoing {
         stream,
-        (lan_in, lan_out),
+        lan,
         dispatcher,
         table,
         journal,
-        Guest {
-            was_running,
-            run,
-            downtime_limit_ms: settings.downtime_limit_ms,
-        },
-        (begun, progress),
-    )?;
+        guest,
+        begun,
+        progress,
+    };
+    let transfer = Transfer::new(vm, outgoing)?;
     let outcome = transfer.run().await;
     // QEMU may be gone by now; the outcome is what the operator must hear.
     if let Err(error) = settings.restore(&vm.qmp).await {

@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 use super::Interrupts;
-use super::destination::{Outcome, Transfer};
+use super::destination::{Incoming, Outcome, Transfer};
 use super::journal::{Journal, Promise, Side};
 use super::lan::{self, LanIn, LanOut};
 use super::migrate::abort_reason;
@@ -81,16 +81,17 @@ pub async fn receive(
             return Err(error);
         }
     };
-    let transfer = Transfer::new(
-        &qmp,
+    let (lan, key) = ((lan_in, lan_out), hello.key);
+    let incoming = Incoming {
         stream,
-        (lan_in, lan_out),
+        lan,
         storage,
         plan,
         table,
-        hello.key,
+        key,
         journal,
-    )?;
+    };
+    let transfer = Transfer::new(&qmp, incoming)?;
     transfer.run().await
 }
 

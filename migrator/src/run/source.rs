@@ -95,6 +95,27 @@ enum Wake {
     Tick,
 }
 
+/// What a migration going out starts with.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// Where QEMU writes its stream.
+    pub stream: UnixStream,
+    /// The destination, which has the plan.
+    pub lan: (LanIn, LanOut),
+    /// The core, with the plan.
+    pub dispatcher: Dispatcher,
+    /// The guest's RAM blocks.
+    pub table: RamTable,
+    /// The source's journal.
+    pub journal: Journal,
+    /// What the guest was and shall be.
+    pub guest: Guest,
+    /// When the command began.
+    pub begun: Instant,
+    /// What people see.
+    pub progress: Progress,
+}
+
 /// One migration going out.
 pub struct Transfer<'a> {
     qmp: &'a Qmp,
@@ -141,17 +162,19 @@ pub struct Transfer<'a> {
 }
 
 impl<'a> Transfer<'a> {
-    /// A migration whose stream QEMU writes to `stream`.
-    pub fn new(
-        vm: &'a LiveVm,
-        stream: UnixStream,
-        (lan_in, lan_out): (LanIn, LanOut),
-        dispatcher: Dispatcher,
-        table: RamTable,
-        journal: Journal,
-        guest: Guest,
-        (begun, progress): (Instant, Progress),
-    ) -> anyhow::Result<Transfer<'a>> {
+    /// A migration of `vm` that QEMU has begun.
+    pub fn new(vm: &'a LiveVm, outgoing: Outgoing) -> anyhow::Result<Transfer<'a>> {
+        let Outgoing {
+            stream,
+            lan,
+            dispatcher,
+            table,
+            journal,
+            guest,
+            begun,
+            progress,
+        } = outgoing;
+        let (lan_in, lan_out) = lan;
         let (qemu_in, qemu_out) = stream.into_split();
         Ok(Transfer {
             qmp: &vm.qmp,
