@@ -1,5 +1,5 @@
-//! The VM's disks as QEMU knows them, and which of them a disk of the guest is. A match needs the same
-//! PCI address and the same size, and no second disk with both: nothing is matched by guess.
+//! The VM's disks as QEMU knows them, and which of them a disk of the guest is. A match needs the
+//! same PCI address and the same size, and no second disk with both: nothing is matched by guess.
 
 pub mod reader;
 
@@ -108,8 +108,8 @@ pub fn match_disks<'h>(
     guest.iter().map(matched).collect()
 }
 
-/// The format as it is to be read, and the path as this process sees it: QEMU's is relative to QEMU's
-/// folder.
+/// The format as it is to be read, and the path as this process sees it: QEMU's is relative to
+/// QEMU's folder.
 fn format_and_path(driver: &str, filename: &str, pid: Option<i32>) -> (String, String) {
     let is_plain = matches!(driver, "raw" | "file" | "host_device");
     // json:{…}, nbd://…, rbd:… are no paths; a path with a colon is given as ./a:b or /a:b.

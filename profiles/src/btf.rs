@@ -1,6 +1,7 @@
-//! BTF, the kernel's own description of its types (Documentation/bpf/btf.rst, include/uapi/linux/btf.h).
-//! Read only, over bytes that may be hostile: every offset is checked and every descent is bounded.
-//! A kind that is not known ends the parse with an error, since its length is not known either.
+//! BTF, the kernel's own description of its types (Documentation/bpf/btf.rst,
+//! include/uapi/linux/btf.h). Read only, over bytes that may be hostile: every offset is checked
+//! and every descent is bounded. A kind that is not known ends the parse with an error, since its
+//! length is not known either.
 
 use std::collections::HashMap;
 

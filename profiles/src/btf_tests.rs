@@ -234,8 +234,8 @@ fn what_is_not_known_is_refused_by_name() {
 #[test]
 fn types_that_contain_themselves_end() {
     let mut b = Builder::default();
-    // 1: a struct of eight anonymous members of its own type, which are 8^16 ways down; 2: a typedef
-    // of itself; 3: an array of itself.
+    // 1: a struct of eight anonymous members of its own type, which are 8^16 ways down; 2: a
+    // typedef of itself; 3: an array of itself.
     let mut members = vec![("", 1, 0); 8];
     members.extend([("t", 2, 0), ("a", 3, 0)]);
     b.composite(KIND_STRUCT, "loop", 8, &members);

@@ -1,7 +1,7 @@
 //! kallsyms, the kernel's own symbol table (scripts/kallsyms.c, kernel/kallsyms.c), out of the
-//! kernel's image. Order, alignment and encoding of its tables changed over time: they are chosen by
-//! which choice gives known symbols their known addresses, never by version. The type letters are
-//! not used: newer kernels get them wrong.
+//! kernel's image. Order, alignment and encoding of its tables changed over time: they are chosen
+//! by which choice gives known symbols their known addresses, never by version. The type letters
+//! are not used: newer kernels get them wrong.
 
 use thiserror::Error;
 
@@ -348,8 +348,8 @@ fn names_match_markers(bytes: &[u8], names: usize, count: u32, budget: &mut usiz
     )
 }
 
-/// The first place of the digits' tokens. Of two bytes next to each other in them one is a digit, and tells
-/// where they begin: it is enough to look at two bytes in 18.
+/// The first place of the digits' tokens. Of two bytes next to each other in them one is a digit,
+/// and tells where they begin: it is enough to look at two bytes in 18.
 fn find_digit_tokens(bytes: &[u8]) -> Option<usize> {
     const STRIDE: usize = DIGIT_TOKENS.len() - 2;
     let starts = |at: usize| {

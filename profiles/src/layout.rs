@@ -1,6 +1,6 @@
-//! The fields of kernel structs that are read, resolved once: a kernel that lacks one is refused with
-//! its name before anything is walked. A field that only some kernels have is an Option, or has its
-//! other names listed with the newest first; no code asks for a version.
+//! The fields of kernel structs that are read, resolved once: a kernel that lacks one is refused
+//! with its name before anything is walked. A field that only some kernels have is an Option, or
+//! has its other names listed with the newest first; no code asks for a version.
 
 use thiserror::Error;
 
@@ -227,8 +227,8 @@ impl PageFlags {
     }
 }
 
-/// `folio._folio_order` until it moved into the low byte of `folio._flags_1`; before there were folios
-/// it was `compound_order` of the page behind the head.
+/// `folio._folio_order` until it moved into the low byte of `folio._flags_1`; before there were
+/// folios it was `compound_order` of the page behind the head.
 fn folio_order(from: &mut Resolver<'_>, page: &Page) -> FolioOrder {
     if let Some(field) = from.btf.field("folio", "_folio_order") {
         return FolioOrder { field, mask: 0xff };

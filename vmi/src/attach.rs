@@ -1,5 +1,5 @@
-//! From a kernel that was found to one whose structs can be read: its image gives kallsyms and BTF. What
-//! it lacks of all that is read later is told here, by name.
+//! From a kernel that was found to one whose structs can be read: its image gives kallsyms and BTF.
+//! What it lacks of all that is read later is told here, by name.
 
 use profiles::{Btf, BtfError, Image, Kallsyms, KallsymsError, Layouts, MissingFields};
 use thiserror::Error;

@@ -1,6 +1,6 @@
 //! Guest memory by page frame, each frame read at most once in a while: a walk reads many small
-//! fields that lie together, and a read through process_vm_readv costs 1 µs however small it is. What
-//! it holds is bounded; it never writes back.
+//! fields that lie together, and a read through process_vm_readv costs 1 µs however small it is.
+//! What it holds is bounded; it never writes back.
 
 use std::collections::HashMap;
 

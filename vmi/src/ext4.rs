@@ -1,6 +1,6 @@
-//! ext4's extent tree (Documentation/filesystems/ext4/ifork.rst, fs/ext4/ext4_extents.h), from the 60
-//! bytes of i_data and the blocks below them. Pure: blocks come through a closure. The tree may be
-//! hostile: depth has to fall, entries have to rise, and the blocks read are bounded.
+//! ext4's extent tree (Documentation/filesystems/ext4/ifork.rst, fs/ext4/ext4_extents.h), from the
+//! 60 bytes of i_data and the blocks below them. Pure: blocks come through a closure. The tree may
+//! be hostile: depth has to fall, entries have to rise, and the blocks read are bounded.
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
@@ -85,8 +85,8 @@ pub(crate) struct Blocks<'a> {
     pub(crate) budget: u64,
 }
 
-/// All extents of an inode, sorted by logical block, not overlapping. Where a part of the tree could not
-/// be read or makes no sense, an extent with the reason stands for it.
+/// All extents of an inode, sorted by logical block, not overlapping. Where a part of the tree
+/// could not be read or makes no sense, an extent with the reason stands for it.
 pub(crate) fn extents(i_data: &[u8; I_DATA_BYTES], blocks: &mut Blocks<'_>) -> Vec<Extent> {
     let mut extents = Vec::new();
     if node(i_data, None, 0, BLOCKS_END, blocks, &mut extents).is_none() {
@@ -103,7 +103,8 @@ fn unusable(logical: u64, end: u64, reason: Reason) -> Extent {
     }
 }
 
-/// Adds the extents of one node that covers `start..end`. None when it is no node, with nothing added.
+/// Adds the extents of one node that covers `start..end`. None when it is no node, with nothing
+/// added.
 fn node(
     bytes: &[u8],
     depth: Option<u16>,

@@ -1,6 +1,6 @@
-//! Finds the running kernel in a guest's memory. A VMCOREINFO note is believed only when the page tables
-//! that it names lead to what it says, and, where vCPU registers are known, when a vCPU runs on that
-//! kernel: a reboot or kexec leaves stale notes behind.
+//! Finds the running kernel in a guest's memory. A VMCOREINFO note is believed only when the page
+//! tables that it names lead to what it says, and, where vCPU registers are known, when a vCPU runs
+//! on that kernel: a reboot or kexec leaves stale notes behind.
 
 use profiles::{Image, Kallsyms, Vmcoreinfo};
 
@@ -43,8 +43,8 @@ pub(crate) struct Found {
     pub(crate) phys_base: i64,
 }
 
-/// Finds the running kernel, from a vCPU's page tables where any is known, else by its note; and reads
-/// its image from `_stext` on.
+/// Finds the running kernel, from a vCPU's page tables where any is known, else by its note; and
+/// reads its image from `_stext` on.
 pub(crate) fn find(
     mem: &dyn GuestMemory,
     vcpus: &[VcpuRegisters],
@@ -57,8 +57,8 @@ pub(crate) fn find(
     Ok((found, image))
 }
 
-/// The kernel that a vCPU runs on: its image begins at the first address that is mapped where kernels are,
-/// and its symbols tell where its note is. Costs the same for any size of RAM.
+/// The kernel that a vCPU runs on: its image begins at the first address that is mapped where
+/// kernels are, and its symbols tell where its note is. Costs the same for any size of RAM.
 fn by_registers(mem: &dyn GuestMemory, vcpu: &VcpuRegisters) -> Option<(Found, Vec<u8>)> {
     let levels = if vcpu.cr4 & CR4_LA57 != 0 { 5 } else { 4 };
     [vcpu.cr3, vcpu.cr3 & !PTI_USER_TABLE]

@@ -1,6 +1,6 @@
-//! Where guest RAM is, from the texts of `info mtree -f` and `info ramblock`: QEMU's blocks in QEMU's
-//! order, and the guest physical ranges that they back. It never infers a machine's address map:
-//! a range that QEMU does not list does not exist.
+//! Where guest RAM is, from the texts of `info mtree -f` and `info ramblock`: QEMU's blocks in
+//! QEMU's order, and the guest physical ranges that they back. It never infers a machine's address
+//! map: a range that QEMU does not list does not exist.
 
 use thiserror::Error;
 
@@ -151,8 +151,8 @@ fn parse_flat_range(line: &str) -> Option<FlatRange<'_>> {
     })
 }
 
-/// Writable RAM, and the shadowed parts of it that the guest made read-only ("rom" ranges of a block
-/// that is RAM elsewhere).
+/// Writable RAM, and the shadowed parts of it that the guest made read-only ("rom" ranges of a
+/// block that is RAM elsewhere).
 fn ranges(view: &[FlatRange<'_>], blocks: &[RamBlock]) -> Result<Vec<RamRange>, LayoutError> {
     let is_ram = |name: &str| {
         view.iter()

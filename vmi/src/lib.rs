@@ -1,5 +1,5 @@
-//! Reads a guest's memory from the host: memory sources, page tables, kernel views, and from them the
-//! page map that says which page frame holds which disk block.
+//! Reads a guest's memory from the host: memory sources, page tables, kernel views, and from them
+//! the page map that says which page frame holds which disk block.
 //!
 //! All of it is a hint. Guest memory is hostile and may be torn while the guest runs: nothing here
 //! panics, loops or allocates on its word, and nothing here ever writes to a guest.

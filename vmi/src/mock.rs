@@ -1,5 +1,5 @@
-//! A guest made by hand, for tests: RAM in which tests build the kernel's structs field by field, with
-//! layouts of no real kernel, so that nothing can lean on a known offset.
+//! A guest made by hand, for tests: RAM in which tests build the kernel's structs field by field,
+//! with layouts of no real kernel, so that nothing can lean on a known offset.
 
 use profiles::Field;
 use profiles::layout::{

@@ -1,5 +1,5 @@
-//! The page map: which page frames hold which disk blocks, as runs. Two runs may name the same blocks
-//! (a page cached twice), never the same frame.
+//! The page map: which page frames hold which disk blocks, as runs. Two runs may name the same
+//! blocks (a page cached twice), never the same frame.
 
 use crate::address::{PAGE_BYTES, Pfn};
 

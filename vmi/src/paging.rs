@@ -1,5 +1,5 @@
-//! The x86-64 page walk, with four and five levels (Intel SDM vol. 3A, 4.5). Pure: table entries come
-//! through a closure. It ignores permissions: what the kernel has mapped may be read.
+//! The x86-64 page walk, with four and five levels (Intel SDM vol. 3A, 4.5). Pure: table entries
+//! come through a closure. It ignores permissions: what the kernel has mapped may be read.
 
 use crate::address::{Gpa, Gva};
 

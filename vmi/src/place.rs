@@ -1,5 +1,5 @@
-//! From an offset in a file to an offset on a disk. Pure; every sum is checked, since the numbers are
-//! the guest's.
+//! From an offset in a file to an offset on a disk. Pure; every sum is checked, since the numbers
+//! are the guest's.
 
 use crate::address::PAGE_BYTES;
 use crate::ext4::Extent;

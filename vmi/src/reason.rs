@@ -1,5 +1,5 @@
-//! Why a cached page is not restorable from disk. A closed set: each page that is left out is counted
-//! under exactly one of these, and nothing is left out without one.
+//! Why a cached page is not restorable from disk. A closed set: each page that is left out is
+//! counted under exactly one of these, and nothing is left out without one.
 
 /// In the order in which they are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

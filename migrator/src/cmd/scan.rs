@@ -1,5 +1,5 @@
-//! `pct-vmi scan`: what a VM's page cache holds, and what of it shared storage can restore. It reads
-//! the guest and its disks and changes neither.
+//! `pct-vmi scan`: what a VM's page cache holds, and what of it shared storage can restore. It
+//! reads the guest and its disks and changes neither.
 
 mod report;
 mod verify;
@@ -31,8 +31,8 @@ pub struct ScanArgs {
     /// List the files with the most cached pages; 20 of them, or as many as given.
     #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "20")]
     pub files: Option<usize>,
-    /// Read the block of every restorable page from the disk, with O_DIRECT and so past the host's page
-    /// cache, and compare.
+    /// Read the block of every restorable page from the disk, with O_DIRECT and so past the host's
+    /// page cache, and compare.
     #[arg(long)]
     pub verify: bool,
     /// Where a disk of the guest is, as for a dump, or in place of what QEMU says; may be repeated.

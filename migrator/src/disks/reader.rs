@@ -34,7 +34,8 @@ impl DiskReader {
         }
     }
 
-    /// Fills `buf` from a disk of the guest; false when that disk is not raw, not matched, or failed.
+    /// Fills `buf` from a disk of the guest; false when that disk is not raw, not matched, or
+    /// failed.
     pub fn read(&self, disk: &GuestDisk, offset: u64, buf: &mut [u8]) -> bool {
         let matched = match_disks(std::slice::from_ref(disk), &self.host);
         let Some(Ok(host)) = matched.into_iter().next() else {

@@ -1,5 +1,5 @@
-//! Block devices (block/bdev.c, include/linux/blk_types.h): a partition's place on its disk, and which
-//! disk of the machine that is, told by the names of its parents up to the PCI device.
+//! Block devices (block/bdev.c, include/linux/blk_types.h): a partition's place on its disk, and
+//! which disk of the machine that is, told by the names of its parents up to the PCI device.
 
 use crate::address::{Gpa, Gva, PAGE_BYTES, Pfn};
 use crate::kernel::{Folio, Inode, Kernel, Unreadable};
@@ -112,8 +112,8 @@ impl Kernel<'_> {
         Some(())
     }
 
-    /// Whether the folio's buffer of this number is up to date. Metadata is read buffer by buffer, which
-    /// leaves the folio's own flag unset.
+    /// Whether the folio's buffer of this number is up to date. Metadata is read buffer by buffer,
+    /// which leaves the folio's own flag unset.
     fn buffer_uptodate(&self, folio: &Folio, number: u64) -> Option<bool> {
         if folio.flags & self.layouts.page_flags.private == 0 || number >= BUFFERS_MAX {
             return None;

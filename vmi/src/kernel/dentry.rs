@@ -1,5 +1,5 @@
-//! A file's path, from its dentries (include/linux/dcache.h). For showing only: a torn or missing name
-//! is None, and nothing is decided by it.
+//! A file's path, from its dentries (include/linux/dcache.h). For showing only: a torn or missing
+//! name is None, and nothing is decided by it.
 
 use crate::address::Gva;
 use crate::kernel::{Inode, Kernel, STRING_BYTES_MAX, Unreadable};

@@ -1,5 +1,5 @@
-//! struct list_head (include/linux/list.h), walked within a budget. The guest may be changing the list:
-//! an end that is not the head is reported with what was found until then.
+//! struct list_head (include/linux/list.h), walked within a budget. The guest may be changing the
+//! list: an end that is not the head is reported with what was found until then.
 
 use profiles::Field;
 

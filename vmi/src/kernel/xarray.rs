@@ -48,8 +48,8 @@ struct Node {
 }
 
 impl Kernel<'_> {
-    /// Calls `each` with every pointer in the xarray and its index (xas_for_each); values, siblings and
-    /// retry entries are passed over. Each node costs one of `budget`.
+    /// Calls `each` with every pointer in the xarray and its index (xas_for_each); values, siblings
+    /// and retry entries are passed over. Each node costs one of `budget`.
     ///
     /// # Errors
     /// When a node cannot be read or is none; what came before has been delivered.
@@ -106,7 +106,8 @@ impl Kernel<'_> {
                     shift,
                 })
                 .ok()?;
-            // Only the top node can be too small for the index; below, the bits above are its parents'.
+            // Only the top node can be too small for the index; below, the bits above are its
+            // parents'.
             let slot = index >> node.shift;
             if shift.is_none() && slot >= node.count as u64 {
                 return None;

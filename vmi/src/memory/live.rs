@@ -1,5 +1,5 @@
-//! The RAM of a running QEMU: blocks that are a shared memfd or file are mapped, all others are read
-//! with process_vm_readv. Read only, and only what the layout says is a block.
+//! The RAM of a running QEMU: blocks that are a shared memfd or file are mapped, all others are
+//! read with process_vm_readv. Read only, and only what the layout says is a block.
 
 use std::fs::{self, File};
 use std::io;

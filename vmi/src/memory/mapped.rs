@@ -1,6 +1,6 @@
-//! A file read through a mapping: guest RAM's memfd or file, or a dump. Another process may be writing
-//! to it: bytes are only ever copied out, no reference into the mapping is made. Holes are read with
-//! pread, since touching them through a mapping would allocate pages of the guest's RAM.
+//! A file read through a mapping: guest RAM's memfd or file, or a dump. Another process may be
+//! writing to it: bytes are only ever copied out, no reference into the mapping is made. Holes are
+//! read with pread, since touching them through a mapping would allocate pages of the guest's RAM.
 #![allow(unsafe_code)] // Copies out of a mapping that others write to; lseek.
 
 use std::fs::File;

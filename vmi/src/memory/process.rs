@@ -1,5 +1,5 @@
-//! process_vm_readv on a QEMU process: works on any stock VM, at 0.7 to 1 µs a call. A short read is
-//! an error here, never a zero-filled success.
+//! process_vm_readv on a QEMU process: works on any stock VM, at 0.7 to 1 µs a call. A short read
+//! is an error here, never a zero-filled success.
 #![allow(unsafe_code)] // process_vm_readv.
 
 use std::io;

@@ -1,6 +1,6 @@
-//! One walk over a guest's page cache: super blocks, inodes, folios, and for each page its place on a
-//! disk or the reason why it has none. What is torn or odd is counted and left out; it never ends a
-//! scan, and a hostile guest can make it no longer than a guest of its size that tells the truth.
+//! One walk over a guest's page cache: super blocks, inodes, folios, and for each page its place on
+//! a disk or the reason why it has none. What is torn or odd is counted and left out; it never ends
+//! a scan, and a hostile guest can make it no longer than a guest of its size that tells the truth.
 
 mod disks;
 mod frames;
@@ -100,7 +100,8 @@ pub struct Scan {
     pub files: Vec<CachedFile>,
     /// Restorable pages, sorted by disk and offset. Only disks with a PCI address occur.
     pub page_map: Vec<Run>,
-    /// Structures that could not be read or contradicted each other, beside the pages counted as torn.
+    /// Structures that could not be read or contradicted each other, beside the pages counted as
+    /// torn.
     pub structs_torn: u64,
     pub timings: Timings,
 }

@@ -365,8 +365,8 @@ fn busy() -> Sample {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Bytes, pointers and numbers changed anywhere in the kernel's structs: a scan ends, does not panic, and
-    /// what it says holds together.
+    /// Bytes, pointers and numbers changed anywhere in the kernel's structs: a scan ends, does not
+    /// panic, and what it says holds together.
     #[test]
     fn hostile_memory_never_panics_or_loops(
         bytes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..60),

@@ -1,5 +1,5 @@
-//! The walk itself. What it holds is bounded by the guest's RAM, and so is what it looks at, whatever the
-//! guest's structures say.
+//! The walk itself. What it holds is bounded by the guest's RAM, and so is what it looks at,
+//! whatever the guest's structures say.
 
 use std::collections::{BTreeMap, HashSet};
 
