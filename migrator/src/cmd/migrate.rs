@@ -58,12 +58,16 @@ const TEST_SHIFT_BLOCKS: &str = "PCT_VMI_TEST_SHIFT_BLOCKS";
 pub async fn run(args: MigrateArgs) -> anyhow::Result<u8> {
     let begun = Instant::now();
     let vm = vm::live(&args.vm).await?;
-    let seen = introspect::introspect(&vm).await.unwrap_or_else(|error| {
-        note(&format!(
-            "introspection failed, all pages go over the LAN: {error:#}"
-        ));
-        Introspected::default()
-    });
+    let seen = match args.division {
+        // Nothing is to come from storage, so nothing is to be known of it.
+        Some(0.0) => Introspected::default(),
+        _ => introspect::introspect(&vm).await.unwrap_or_else(|error| {
+            note(&format!(
+                "introspection failed, all pages go over the LAN: {error:#}"
+            ));
+            Introspected::default()
+        }),
+    };
     let seen = shifted_for_tests(seen)?;
     let options = Options {
         to: args.to,

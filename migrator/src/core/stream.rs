@@ -444,7 +444,12 @@ impl RamWriter {
         if std::mem::take(&mut self.open) {
             self.close();
         }
-        into.append(&mut self.out);
+        // Usually nothing is before it: then the bytes change hands without a copy.
+        if into.is_empty() {
+            std::mem::swap(into, &mut self.out);
+        } else {
+            into.append(&mut self.out);
+        }
     }
 
     /// Ends section "ram": no page may follow.

@@ -99,11 +99,14 @@ impl LanIn {
             };
         }
         let (kind, len) = wire::parse_header(&header)?;
-        self.body.resize(len, 0);
-        self.read
-            .read_exact(&mut self.body)
-            .await
-            .context("the peer ended inside a frame")?;
+        self.body.clear();
+        self.body.reserve_exact(len);
+        let mut rest = (&mut self.read).take(len as u64);
+        while self.body.len() < len {
+            if rest.read_buf(&mut self.body).await? == 0 {
+                bail!("the peer ended inside a frame");
+            }
+        }
         Ok(Some(kind))
     }
 

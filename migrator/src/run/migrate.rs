@@ -192,7 +192,7 @@ pub(super) fn abort_reason(body: &[u8]) -> String {
 }
 
 async fn start_stream(qmp: &Qmp) -> anyhow::Result<UnixStream> {
-    let stream = qemu::socket_for_qemu(qmp, "pct-vmi").await?;
+    let stream = qemu::socket_for_qemu(qmp, "pct-vmi", qemu::SOURCE_SOCKET_BYTES).await?;
     qmp.execute("migrate", json!({ "uri": "fd:pct-vmi" }))
         .await?;
     Ok(stream)

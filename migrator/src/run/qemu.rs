@@ -9,9 +9,11 @@ use tokio::net::UnixStream;
 
 use crate::qmp::{Qmp, QmpError};
 
-/// Bytes that the kernel holds between QEMU and us. QEMU takes them for sent, so they count against its
-/// downtime; the kernel doubles the value for its own bookkeeping.
-pub const SOCKET_BYTES: usize = 64 << 10;
+/// Bytes that the kernel holds between the source QEMU and us. QEMU takes them for sent, so they count against
+/// its downtime; the kernel doubles the value for its own bookkeeping.
+pub const SOURCE_SOCKET_BYTES: usize = 64 << 10;
+/// Bytes between us and the destination QEMU: enough that neither waits for the other's turn on a CPU.
+pub const DESTINATION_SOCKET_BYTES: usize = 1 << 20;
 
 /// Capabilities whose streams the parser does not know, and what is behind them.
 const REFUSED: [(&str, &str); 12] = [
@@ -159,11 +161,11 @@ pub async fn migration_status(qmp: &Qmp) -> Result<String, QmpError> {
 
 /// A connected pair: our end, and the one for QEMU under `name` (migrate uri `fd:NAME`). A pair has no
 /// path that others could open, and its buffers are ours to bound.
-pub async fn socket_for_qemu(qmp: &Qmp, name: &str) -> anyhow::Result<UnixStream> {
+pub async fn socket_for_qemu(qmp: &Qmp, name: &str, bytes: usize) -> anyhow::Result<UnixStream> {
     let (ours, theirs) =
         std::os::unix::net::UnixStream::pair().context("cannot make a socket pair")?;
     for end in [&ours, &theirs] {
-        socket2::SockRef::from(end).set_send_buffer_size(SOCKET_BYTES)?;
+        socket2::SockRef::from(end).set_send_buffer_size(bytes)?;
     }
     let theirs: OwnedFd = theirs.into();
     let named = json!({ "fdname": name });

@@ -199,7 +199,7 @@ async fn start_incoming(qmp: &Qmp, switchover_ack: bool) -> anyhow::Result<UnixS
     qemu::set_capabilities(qmp, &capabilities).await?;
     // Clears autostart: a loaded guest stays paused until the handover says otherwise.
     qmp.execute("stop", json!({})).await?;
-    let stream = qemu::socket_for_qemu(qmp, "pct-vmi").await?;
+    let stream = qemu::socket_for_qemu(qmp, "pct-vmi", qemu::DESTINATION_SOCKET_BYTES).await?;
     qmp.execute("migrate-incoming", json!({ "uri": "fd:pct-vmi" }))
         .await?;
     Ok(stream)

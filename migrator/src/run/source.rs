@@ -38,7 +38,7 @@ const ZERO_PAGE_BYTES: usize = 9;
 /// page loop and our parser can swallow if all are zero. Fewer, and QEMU runs out of pages, stops the
 /// guest and waits for us with the guest stopped. More, and their content is sent later than it could be.
 const RESERVE_PAGES: u32 =
-    ((2 * qemu::SOCKET_BYTES + READ_BYTES + QEMU_FILE_BYTES) / ZERO_PAGE_BYTES) as u32;
+    ((2 * qemu::SOURCE_SOCKET_BYTES + READ_BYTES + QEMU_FILE_BYTES) / ZERO_PAGE_BYTES) as u32;
 /// A batch for the network is closed at this size: 128 KiB take 10 ms at 100 Mbit/s.
 const BATCH_BYTES: usize = 128 << 10;
 /// A batch of the stream that gives the network less than this is all digests and zero pages: 8 KiB are gone
