@@ -66,8 +66,6 @@ pub struct Dispatcher {
     open: u32,
     /// Positions from here on are stolen.
     back: u32,
-    /// Positions before here are being read by the destination: stolen last.
-    issued: u32,
     may_steal: bool,
     /// QEMU's first pass has begun: before that the destination has nowhere to put a page.
     started: bool,
@@ -89,7 +87,6 @@ impl Dispatcher {
             unseen: pages,
             open: plan.pages(),
             back: plan.pages(),
-            issued: 0,
             may_steal,
             started: false,
             counts: Counts::default(),
@@ -189,11 +186,6 @@ impl Dispatcher {
         }
     }
 
-    /// The destination has issued reads for all positions before `issued`.
-    pub fn issued(&mut self, issued: u32) {
-        self.issued = self.issued.max(issued.min(self.plan.pages()));
-    }
-
     /// Whether there is a page to steal.
     pub fn can_steal(&self) -> bool {
         self.may_steal && self.started && self.open > 0 && self.back > 0
@@ -211,11 +203,6 @@ impl Dispatcher {
             }
         }
         self.back
-    }
-
-    /// Whether the destination is about to read what would be stolen next.
-    pub fn is_stealing_issued(&self) -> bool {
-        self.back <= self.issued
     }
 
     /// What to tell of a stolen page, whose bytes in guest RAM now are `bytes`.
@@ -263,5 +250,78 @@ impl Dispatcher {
         self.open = self.open - open(was) + open(state);
         self.state[page.index()] = state;
         self.digest[page.index()] = digest;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::PlanRun;
+    use super::*;
+
+    const P: RamPage = RamPage(2);
+    const A: &[u8; PAGE_BYTES] = &[1; PAGE_BYTES];
+    const B: &[u8; PAGE_BYTES] = &[2; PAGE_BYTES];
+
+    fn digest(bytes: &[u8]) -> Digest {
+        DigestKey::from_bytes([7; 32]).digest(bytes)
+    }
+
+    /// Page 2 and page 3 of four are in the plan.
+    fn planned() -> Dispatcher {
+        let run = PlanRun {
+            page: P,
+            pages: 2,
+            disk: 0,
+            offset: 0,
+        };
+        let plan = Plan::new(vec![run], 4, &[1 << 20]).unwrap();
+        let mut dispatcher = Dispatcher::new(4, plan, DigestKey::from_bytes([7; 32]), true);
+        dispatcher.first_pass(4);
+        dispatcher
+    }
+
+    #[test]
+    fn what_the_destination_is_known_to_have_is_claimed_and_what_it_lacks_is_sent() {
+        let mut dispatcher = planned();
+        dispatcher.report(P, Outcome::Have(digest(A)));
+        assert_eq!(dispatcher.open(), 1);
+        assert_eq!(dispatcher.emit(P, A), Telling::Claim(digest(A)));
+        assert_eq!(dispatcher.emit(P, A), Telling::Nothing);
+        assert_eq!(dispatcher.emit(P, B), Telling::Content);
+        assert_eq!(dispatcher.emit(P, B), Telling::Content);
+
+        let mut dispatcher = planned();
+        dispatcher.report(P, Outcome::Have(digest(B)));
+        // A claim that cannot be met would cost a round trip.
+        assert_eq!(dispatcher.emit(P, A), Telling::Content);
+        assert_eq!(dispatcher.emit(RamPage(0), A), Telling::Content);
+    }
+
+    #[test]
+    fn a_need_is_answered_with_what_was_claimed_or_not_at_all() {
+        let mut dispatcher = planned();
+        assert_eq!(dispatcher.emit(P, A), Telling::Claim(digest(A)));
+        assert_eq!(dispatcher.open(), 2);
+        assert!(dispatcher.report(P, Outcome::Need));
+        assert_eq!(dispatcher.answer(P, B), Some(Record::Dirtied(P)));
+        assert_eq!(dispatcher.answer(P, A), None);
+        assert_eq!(
+            (dispatcher.open(), dispatcher.emit(P, A)),
+            (1, Telling::Content)
+        );
+    }
+
+    #[test]
+    fn stealing_goes_from_the_far_end_to_the_front_and_skips_what_is_settled() {
+        let mut dispatcher = planned();
+        dispatcher.report(P, Outcome::Lost);
+        let mut pages = vec![];
+        assert_eq!(dispatcher.steal(8, &mut pages), 0);
+        assert_eq!(pages, [RamPage(3)]);
+        assert_eq!(
+            dispatcher.stolen(RamPage(3), A),
+            Some(Record::Early(RamPage(3), A))
+        );
+        assert_eq!((dispatcher.open(), dispatcher.can_steal()), (0, false));
     }
 }

@@ -106,7 +106,7 @@ pub enum Kind {
     Welcome = 32,
     /// D: what became of pages.
     Reports = 33,
-    /// D: how far the reader is.
+    /// D: what was read from storage.
     Progress = 34,
     /// D: bytes of QEMU's return path.
     ReturnPath = 35,
@@ -269,11 +269,9 @@ pub struct Run {
     pub resume: bool,
 }
 
-/// How far the destination's reader is.
+/// What the destination has read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Reads for all positions before this one have been issued.
-    pub issued: u32,
     /// Bytes read from storage.
     pub san_bytes: u64,
     /// Time during which at least one read was outstanding, in microseconds.

@@ -79,7 +79,6 @@ fn plans_and_messages_come_back_as_they_were() {
     assert!(parse_array::<WireRun>(Kind::Plan, &[0; 25]).is_err());
 
     let progress = Progress {
-        issued: 3,
         san_bytes: 1 << 33,
         san_busy_us: 9,
     };

@@ -325,7 +325,6 @@ impl<'a> Transfer<'a> {
         let mut frames = wire::array_frame(Kind::Reports, &self.reports[..n]);
         self.reports.drain(..n);
         let mut progress = self.progress;
-        progress.issued = self.front;
         let reading = self
             .busy_since
             .map_or(Duration::ZERO, |since| since.elapsed());
