@@ -1,5 +1,6 @@
 //! The migration as it runs: thin I/O around the core. Each side reads as a list of phases.
 
+mod batch;
 pub mod destination;
 pub mod introspect;
 pub mod journal;

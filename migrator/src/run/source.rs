@@ -14,6 +14,7 @@ use tokio::sync::{broadcast, mpsc};
 use vmi::LiveMemory;
 
 use super::Interrupts;
+use super::batch::{BATCH_BYTES, Batch};
 use super::journal::{Journal, Promise};
 use super::lan::{LanIn, LanOut};
 use super::migrate::{Guest, abort_reason};
@@ -24,7 +25,7 @@ use crate::core::dispatcher::{Dispatcher, Telling};
 use crate::core::handover::{End, Source, SourceAction, SourceEvent};
 use crate::core::ram::{PAGE_BYTES, RamPage, RamTable};
 use crate::core::stream::{Item, Parser, return_path};
-use crate::core::wire::{self, Kind, PagesFrame, Record, Report};
+use crate::core::wire::{self, Kind, Record, Report};
 use crate::qmp::{Event, Qmp};
 use crate::vm::LiveVm;
 
@@ -39,8 +40,6 @@ const ZERO_PAGE_BYTES: usize = 9;
 /// guest and waits for us with the guest stopped. More, and their content is sent later than it could be.
 const RESERVE_PAGES: u32 =
     ((2 * qemu::SOURCE_SOCKET_BYTES + READ_BYTES + QEMU_FILE_BYTES) / ZERO_PAGE_BYTES) as u32;
-/// A batch for the network is closed at this size: 128 KiB take 10 ms at 100 Mbit/s.
-const BATCH_BYTES: usize = 128 << 10;
 /// A batch of the stream that gives the network less than this is all digests and zero pages: 8 KiB are gone
 /// before the next batch is parsed.
 const THIN_BYTES: usize = 8 << 10;
@@ -488,9 +487,7 @@ impl<'a> Transfer<'a> {
         !self.held && left <= self.lan_out.network_use().rate() * limit_s
     }
 
-    /// Lets QEMU stop the guest with as much left as the LAN carries within the downtime limit. Passes that a
-    /// smaller limit would add are not free: QEMU 7.2 under TCG loses writes to pages whose dirty bit it clears while
-    /// the guest runs.
+    /// Lets QEMU stop the guest with as much left as the LAN carries within the downtime limit.
     async fn allow_downtime(&mut self) -> anyhow::Result<()> {
         self.let_go = true;
         let parameters = qemu::downtime_parameters(
@@ -677,58 +674,5 @@ impl<'a> Transfer<'a> {
             bound_ms,
             bound_ratio: bound_ms.map(|bound| total_ms / bound),
         }
-    }
-}
-
-/// Frames for the network, page records gathered.
-struct Batch {
-    done: Vec<u8>,
-    pages: Option<PagesFrame>,
-}
-
-impl Batch {
-    fn new() -> Batch {
-        Batch {
-            done: Vec::new(),
-            pages: None,
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.done.len() + self.pages.as_ref().map_or(0, PagesFrame::len)
-    }
-
-    fn record(&mut self, record: &Record<'_>) {
-        let capacity = BATCH_BYTES + 2 * PAGE_BYTES;
-        self.pages
-            .get_or_insert_with(|| PagesFrame::new(capacity))
-            .push(record);
-    }
-
-    fn raw(&mut self, raw: &[u8]) {
-        for part in raw.chunks(BATCH_BYTES) {
-            self.frame(&wire::frame(Kind::Raw, part));
-        }
-    }
-
-    fn frame(&mut self, frame: &[u8]) {
-        self.close();
-        self.done.extend_from_slice(frame);
-    }
-
-    fn close(&mut self) {
-        if let Some(pages) = self.pages.take() {
-            let frame = pages.finish();
-            if self.done.is_empty() {
-                self.done = frame;
-            } else {
-                self.done.extend_from_slice(&frame);
-            }
-        }
-    }
-
-    fn finish(mut self) -> Option<Vec<u8>> {
-        self.close();
-        (!self.done.is_empty()).then_some(self.done)
     }
 }
