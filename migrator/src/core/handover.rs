@@ -182,11 +182,11 @@ impl Destination {
         let (next, actions) = match (*self, event) {
             (Destination::Receiving, On::Loaded) => (Destination::Loaded, vec![Do::SendLoaded]),
             (Destination::Receiving, On::PeerAborted | On::PeerLost | On::Failed)
-            | (Destination::Loaded, On::PeerAborted | On::Failed) => {
+            | (Destination::Loaded, On::PeerAborted) => {
                 (Destination::Ended(End::Stayed), stayed.into())
             }
-            // Whether the source has committed is not known here: hold still.
-            (Destination::Loaded, On::PeerLost) => (
+            // Whether the source has committed is not known here: hold still. To end QEMU now could lose the guest.
+            (Destination::Loaded, On::PeerLost | On::Failed) => (
                 Destination::Ended(End::Uncertain),
                 vec![Do::End(End::Uncertain)],
             ),
