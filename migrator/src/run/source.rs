@@ -1,7 +1,9 @@
 //! The source's loop: carries QEMU's stream to the destination, page by page, and decides nothing by itself — the
 //! core does. Contract: on success the guest is the destination's; on failure it runs on here.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +12,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use vmi::LiveMemory;
 
 use super::Interrupts;
@@ -65,6 +67,41 @@ pub struct Outcome {
     pub why: Option<anyhow::Error>,
     /// The figures.
     pub summary: Summary,
+}
+
+/// What the downtime governor goes by.
+#[derive(Debug, Default)]
+struct Pace {
+    /// QEMU may stop the guest.
+    let_go: Cell<bool>,
+    lan_bytes_per_s: Cell<f64>,
+    woken: Notify,
+}
+
+/// Lets QEMU stop the guest, once it may, with as much left as the LAN carries within `limit_ms`. It runs beside the
+/// stream's loop, never in it: while QEMU writes its last bytes it answers no command, so a loop that
+/// waited for an answer would not read them, and both would wait for each other with the guest stopped.
+async fn govern_downtime(qmp: &Qmp, pace: &Pace, limit_ms: u64) -> std::convert::Infallible {
+    let mut tick = tokio::time::interval(TICK);
+    let mut socket_bytes_per_s: f64 = 0.0;
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = pace.woken.notified() => {}
+        }
+        // A QEMU that is gone or refuses shows in the stream, where it is dealt with.
+        let Ok(now) = qemu::socket_bytes_per_s(qmp).await else {
+            continue;
+        };
+        socket_bytes_per_s = now.max(socket_bytes_per_s * SOCKET_RATE_KEPT);
+        if pace.let_go.get() {
+            let lan = pace.lan_bytes_per_s.get();
+            let allowed = qemu::downtime_parameters(qmp, lan, socket_bytes_per_s, limit_ms).await;
+            if let Ok(parameters) = allowed {
+                let _ = qmp.execute("migrate-set-parameters", parameters).await;
+            }
+        }
+    }
 }
 
 /// Bytes of QEMU's stream that are not parsed yet.
@@ -141,8 +178,8 @@ pub struct Transfer<'a> {
     gate: return_path::Gate,
     /// QEMU must not come to its end yet.
     held: bool,
-    /// QEMU may stop the guest.
-    let_go: bool,
+    /// What the downtime governor goes by.
+    pace: Rc<Pace>,
     guest: Guest,
     handover: Source,
     /// When waiting for the peer's part in the handover is over.
@@ -151,7 +188,6 @@ pub struct Transfer<'a> {
     why: Option<anyhow::Error>,
     storage: wire::Progress,
     pass: u64,
-    socket_bytes_per_s: f64,
     stopped: Option<Instant>,
     up: Option<Instant>,
     begun: Instant,
@@ -195,7 +231,7 @@ impl<'a> Transfer<'a> {
             needs: VecDeque::new(),
             gate: return_path::Gate::default(),
             held: true,
-            let_go: false,
+            pace: Rc::default(),
             guest,
             handover: Source::START,
             deadline: None,
@@ -203,7 +239,6 @@ impl<'a> Transfer<'a> {
             why: None,
             storage: wire::Progress::default(),
             pass: 0,
-            socket_bytes_per_s: 0.0,
             stopped: None,
             up: None,
             begun,
@@ -215,18 +250,11 @@ impl<'a> Transfer<'a> {
 
     /// Carries the migration to its end.
     pub async fn run(mut self) -> anyhow::Result<Outcome> {
-        let end = loop {
-            let event = match self.step().await {
-                Ok(None) => continue,
-                Ok(Some(event)) => event,
-                Err(error) => {
-                    self.why.get_or_insert(error);
-                    SourceEvent::Failed
-                }
-            };
-            if let Some(end) = self.drive(event).await {
-                break end;
-            }
+        let pace = Rc::clone(&self.pace);
+        let governor = govern_downtime(self.qmp, &pace, self.guest.downtime_limit_ms);
+        let end = tokio::select! {
+            end = self.carry() => end,
+            never = governor => match never {},
         };
         self.progress.finish();
         let summary = self.summary();
@@ -254,13 +282,33 @@ impl<'a> Transfer<'a> {
         })
     }
 
+    async fn carry(&mut self) -> End {
+        loop {
+            let event = match self.step().await {
+                Ok(None) => continue,
+                Ok(Some(event)) => event,
+                Err(error) => {
+                    self.why.get_or_insert(error);
+                    SourceEvent::Failed
+                }
+            };
+            if let Some(end) = self.drive(event).await {
+                return end;
+            }
+        }
+    }
+
     /// Waits for one thing to happen and deals with it.
     async fn step(&mut self) -> anyhow::Result<Option<SourceEvent>> {
         if self.held && self.dispatcher.open() == 0 && self.is_transferring() {
             self.release().await?;
         }
-        if !self.let_go && self.may_be_let_go() {
-            self.allow_downtime().await?;
+        if !self.pace.let_go.get() && self.may_be_let_go() {
+            self.pace
+                .lan_bytes_per_s
+                .set(self.lan_out.network_use().rate());
+            self.pace.let_go.set(true);
+            self.pace.woken.notify_one();
         }
         match self.wake().await {
             Wake::Interrupt if self.handover.is_committed() => {
@@ -290,7 +338,9 @@ impl<'a> Transfer<'a> {
             Wake::Idle => {}
             Wake::Tick => {
                 self.progress.show(&self.snapshot());
-                self.watch_socket_rate().await?;
+                self.pace
+                    .lan_bytes_per_s
+                    .set(self.lan_out.network_use().rate());
                 if self
                     .deadline
                     .is_some_and(|deadline| Instant::now() > deadline)
@@ -487,35 +537,6 @@ impl<'a> Transfer<'a> {
         !self.held && left <= self.lan_out.network_use().rate() * limit_s
     }
 
-    /// Lets QEMU stop the guest with as much left as the LAN carries within the downtime limit.
-    async fn allow_downtime(&mut self) -> anyhow::Result<()> {
-        self.let_go = true;
-        let parameters = qemu::downtime_parameters(
-            self.qmp,
-            self.lan_out.network_use().rate(),
-            self.socket_bytes_per_s,
-            self.guest.downtime_limit_ms,
-        )
-        .await?;
-        self.qmp
-            .execute("migrate-set-parameters", parameters)
-            .await?;
-        Ok(())
-    }
-
-    /// Keeps in mind how fast QEMU sees its socket drain, and corrects the downtime limit by it.
-    async fn watch_socket_rate(&mut self) -> anyhow::Result<()> {
-        if !self.stream_open || self.stopped.is_some() {
-            return Ok(());
-        }
-        let socket = qemu::socket_bytes_per_s(self.qmp).await?;
-        self.socket_bytes_per_s = socket.max(self.socket_bytes_per_s * SOCKET_RATE_KEPT);
-        if self.let_go {
-            self.allow_downtime().await?;
-        }
-        Ok(())
-    }
-
     async fn on_frame(&mut self, kind: Kind, body: &[u8]) -> anyhow::Result<Option<SourceEvent>> {
         match kind {
             Kind::Reports => {
@@ -610,6 +631,9 @@ impl<'a> Transfer<'a> {
                         self.deadline = Some(Instant::now() + RETREAT_WAIT);
                     }
                     SourceAction::ResumeGuest => {
+                        // QEMU may be writing with its main loop locked: it answers only once that fails.
+                        let stream = socket2::SockRef::from(self.qemu_out.as_ref());
+                        let _ = stream.shutdown(std::net::Shutdown::Both);
                         if let Err(error) = qemu::take_back(self.qmp, self.guest.was_running).await
                         {
                             let why = self.why.take().unwrap_or_else(|| anyhow!("unknown cause"));
