@@ -79,7 +79,13 @@ pub async fn migrate(
         .into_iter()
         .filter(|run| readable(run.disk))
         .collect();
-    let mut plan = Plan::new(runs, table.pages(), &disk_bytes)?;
+    // A page map that cannot be is one more way for a hint to be wrong.
+    let mut plan = Plan::new(runs, table.pages(), &disk_bytes).unwrap_or_else(|error| {
+        super::note(&format!(
+            "the page map is not used, all pages go over the LAN: {error}"
+        ));
+        Plan::default()
+    });
     if let Some(part) = options.division {
         plan = plan.truncated((f64::from(plan.pages()) * part).round() as u32);
     }
