@@ -2,6 +2,7 @@
 
 mod batch;
 pub mod destination;
+mod downtime;
 pub mod introspect;
 pub mod journal;
 pub mod lan;
@@ -14,7 +15,12 @@ pub mod storage;
 pub mod summary;
 pub mod tcp_info;
 
+use std::time::Duration;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How often a loop looks at what nothing wakes it for.
+const TICK: Duration = Duration::from_millis(200);
 
 /// The operator's Ctrl-C, or a service manager's SIGTERM.
 #[derive(Debug)]

@@ -1,7 +1,8 @@
 //! The source's loop: carries QEMU's stream to the destination, page by page, and decides nothing by itself — the
 //! core does. Contract: on success the guest is the destination's; on failure it runs on here.
 
-use std::cell::Cell;
+mod supply;
+
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,24 +13,25 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Notify, broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc};
 use vmi::LiveMemory;
 
-use super::Interrupts;
-use super::batch::{BATCH_BYTES, Batch};
+use super::downtime::{Pace, govern_downtime};
 use super::journal::{Journal, Promise};
 use super::lan::{LanIn, LanOut};
 use super::migrate::{Guest, abort_reason};
 use super::progress::{Progress, Snapshot};
 use super::qemu;
 use super::summary::{Summary, Use, bound_ms};
-use crate::core::dispatcher::{Dispatcher, Telling};
+use super::{Interrupts, TICK};
+use crate::core::dispatcher::Dispatcher;
 use crate::core::handover::{End, Source, SourceAction, SourceEvent};
 use crate::core::ram::{PAGE_BYTES, RamPage, RamTable};
-use crate::core::stream::{Item, Parser, return_path};
-use crate::core::wire::{self, Kind, Record, Report};
+use crate::core::stream::{Parser, return_path};
+use crate::core::wire::{self, Kind, Report};
 use crate::qmp::{Event, Qmp};
 use crate::vm::LiveVm;
+use supply::StreamBuffer;
 
 /// Bytes of QEMU's stream read at a time. They count as sent for QEMU, as the socket's do.
 const READ_BYTES: usize = 64 << 10;
@@ -42,19 +44,10 @@ const ZERO_PAGE_BYTES: usize = 9;
 /// guest and waits for us with the guest stopped. More, and their content is sent later than it could be.
 const RESERVE_PAGES: u32 =
     ((2 * qemu::SOURCE_SOCKET_BYTES + READ_BYTES + QEMU_FILE_BYTES) / ZERO_PAGE_BYTES) as u32;
-/// A batch of the stream that gives the network less than this is all digests and zero pages: 8 KiB are gone
-/// before the next batch is parsed.
-const THIN_BYTES: usize = 8 << 10;
-/// Pages stolen or answered at a time: pieces small enough that both suppliers end together.
-const PIECE_PAGES: usize = 16;
 /// How long a destination that was told to give up may take to end its QEMU.
 const RETREAT_WAIT: Duration = Duration::from_secs(10);
 /// How long a committed handover may take: the destination's QEMU takes the disks and continues.
 const RUN_WAIT: Duration = Duration::from_secs(30);
-/// Of the fastest that QEMU saw its socket drain, what still counts a tick later. After a wait QEMU sees a slow socket
-/// and then a burst of digests: without a memory of earlier bursts it would stop the guest with far too much left.
-const SOCKET_RATE_KEPT: f64 = 0.7;
-const TICK: Duration = Duration::from_millis(200);
 
 /// How a migration ended.
 #[derive(Debug)]
@@ -67,56 +60,6 @@ pub struct Outcome {
     pub why: Option<anyhow::Error>,
     /// The figures.
     pub summary: Summary,
-}
-
-/// What the downtime governor goes by.
-#[derive(Debug, Default)]
-struct Pace {
-    /// QEMU may stop the guest.
-    let_go: Cell<bool>,
-    lan_bytes_per_s: Cell<f64>,
-    woken: Notify,
-}
-
-/// Lets QEMU stop the guest, once it may, with as much left as the LAN carries within `limit_ms`. It runs beside the
-/// stream's loop, never in it: while QEMU writes its last bytes it answers no command, so a loop that
-/// waited for an answer would not read them, and both would wait for each other with the guest stopped.
-async fn govern_downtime(qmp: &Qmp, pace: &Pace, limit_ms: u64) -> std::convert::Infallible {
-    let mut tick = tokio::time::interval(TICK);
-    let mut socket_bytes_per_s: f64 = 0.0;
-    loop {
-        tokio::select! {
-            _ = tick.tick() => {}
-            () = pace.woken.notified() => {}
-        }
-        // A QEMU that is gone or refuses shows in the stream, where it is dealt with.
-        let Ok(now) = qemu::socket_bytes_per_s(qmp).await else {
-            continue;
-        };
-        socket_bytes_per_s = now.max(socket_bytes_per_s * SOCKET_RATE_KEPT);
-        if pace.let_go.get() {
-            let lan = pace.lan_bytes_per_s.get();
-            let allowed = qemu::downtime_parameters(qmp, lan, socket_bytes_per_s, limit_ms).await;
-            if let Ok(parameters) = allowed {
-                let _ = qmp.execute("migrate-set-parameters", parameters).await;
-            }
-        }
-    }
-}
-
-/// Bytes of QEMU's stream that are not parsed yet.
-#[derive(Default)]
-struct StreamBuffer {
-    bytes: Vec<u8>,
-    start: usize,
-    /// Whether the parser may find an item: false once it asked for more bytes.
-    ripe: bool,
-}
-
-impl StreamBuffer {
-    fn compact(&mut self) {
-        self.bytes.drain(..std::mem::take(&mut self.start));
-    }
 }
 
 /// Why the loop woke up.
@@ -390,132 +333,6 @@ impl<'a> Transfer<'a> {
         let transfers = self.is_transferring()
             && (!self.needs.is_empty() || self.may_parse() || self.steals_next);
         transfers || !self.control.is_empty()
-    }
-
-    /// Stealing is for a network that would run dry: nothing waits for it, and QEMU has said nothing for it to carry.
-    fn is_time_to_steal(&self) -> bool {
-        self.dispatcher.can_steal()
-            && self.lan_out.is_idle()
-            && (self.stream_is_thin || !self.may_parse())
-    }
-
-    /// Pacing: while a page of the plan is open, the end of the first pass stays unread.
-    fn may_parse(&self) -> bool {
-        self.buffer.ripe && (!self.held || self.dispatcher.unseen() > self.reserve)
-    }
-
-    /// What the network carries next: what is urgent, what was asked for, what only it can carry; and what
-    /// storage could carry as well, whenever the network would otherwise be idle.
-    fn next_batch(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
-        if let Some(frame) = self.control.pop_front() {
-            return Ok(Some(frame));
-        }
-        if !self.needs.is_empty() {
-            return self.answer_needs();
-        }
-        if std::mem::take(&mut self.steals_next) {
-            self.stream_is_thin = false;
-            let stolen = self.steal()?;
-            if stolen.is_some() {
-                return Ok(stolen);
-            }
-        }
-        let batch = self.tell_stream()?;
-        self.stream_is_thin = batch.as_ref().is_none_or(|batch| batch.len() < THIN_BYTES);
-        Ok(batch)
-    }
-
-    /// Parses what was read of the stream into frames for the destination.
-    fn tell_stream(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
-        let mut batch = Batch::new();
-        while batch.len() < BATCH_BYTES && self.may_parse() {
-            let Some((taken, item)) = self.parser.next(&self.buffer.bytes[self.buffer.start..])?
-            else {
-                self.buffer.ripe = false;
-                break;
-            };
-            self.buffer.start += taken;
-            match item {
-                Item::Page(page, content) => match self.dispatcher.emit(page, content) {
-                    Telling::Content => batch.record(&Record::Content(page, content)),
-                    Telling::Claim(digest) => batch.record(&Record::Claim(page, digest)),
-                    Telling::Nothing => {}
-                },
-                Item::Zero(page) => {
-                    self.dispatcher.emit_zero(page);
-                    batch.record(&Record::Zero(page, 1));
-                }
-                Item::Raw(raw) | Item::Device(raw) => batch.raw(raw),
-                Item::RamStart {
-                    raw,
-                    section_id,
-                    pages,
-                } => {
-                    self.dispatcher.first_pass(pages);
-                    batch.raw(raw);
-                    batch.frame(&wire::frame(Kind::RamStart, &section_id.to_le_bytes()));
-                }
-                Item::PartEnd => {}
-                Item::RamEnd => batch.frame(&wire::frame(Kind::RamEnd, &[])),
-            }
-        }
-        Ok(batch.finish())
-    }
-
-    fn answer_needs(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
-        let n = self.needs.len().min(PIECE_PAGES);
-        let pages: Vec<RamPage> = self.needs.drain(..n).collect();
-        let mut batch = Batch::new();
-        self.with_guest_pages(&pages, |dispatcher, page, bytes| {
-            if let Some(record) = dispatcher.answer(page, bytes) {
-                batch.record(&record);
-            }
-        })?;
-        Ok(batch.finish())
-    }
-
-    fn steal(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
-        let mut pages = Vec::with_capacity(PIECE_PAGES);
-        let back = self.dispatcher.steal(PIECE_PAGES, &mut pages);
-        if pages.is_empty() {
-            return Ok(None);
-        }
-        let mut batch = Batch::new();
-        batch.frame(&wire::frame(Kind::Stolen, &back.to_le_bytes()));
-        self.with_guest_pages(&pages, |dispatcher, page, bytes| {
-            if let Some(record) = dispatcher.stolen(page, bytes) {
-                batch.record(&record);
-            }
-        })?;
-        Ok(batch.finish())
-    }
-
-    /// Reads `pages` from guest RAM and hands each to `each`; those that cannot be read are left to QEMU.
-    fn with_guest_pages(
-        &mut self,
-        pages: &[RamPage],
-        mut each: impl FnMut(&mut Dispatcher, RamPage, &[u8; PAGE_BYTES]),
-    ) -> anyhow::Result<()> {
-        let places: Vec<(usize, u64)> = pages.iter().map(|page| self.table.locate(*page)).collect();
-        let mut bytes = vec![0; pages.len() * PAGE_BYTES];
-        if self.memory.read_block_pages(&places, &mut bytes).is_ok() {
-            for (page, bytes) in pages.iter().zip(bytes.as_chunks().0) {
-                each(&mut self.dispatcher, *page, bytes);
-            }
-            return Ok(());
-        }
-        for (page, (block, offset)) in pages.iter().zip(places) {
-            let mut bytes = [0; PAGE_BYTES];
-            match self.memory.read_block(block, offset, &mut bytes) {
-                Ok(()) => each(&mut self.dispatcher, *page, &bytes),
-                Err(error) if self.dispatcher.unreadable(*page) => {
-                    return Err(error)
-                        .context("guest RAM that the destination needs cannot be read");
-                }
-                Err(_) => {}
-            }
-        }
-        Ok(())
     }
 
     /// Nothing of the plan is open any more: QEMU may come to its end.

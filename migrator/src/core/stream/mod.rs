@@ -3,7 +3,11 @@
 //!
 //! What is not known is refused by name, never guessed at or skipped.
 
+pub mod return_path;
+mod writer;
+
 use super::ram::{PAGE_BYTES, RamPage, RamTable};
+pub use writer::RamWriter;
 
 const MAGIC: u32 = 0x5145_564d;
 const VERSION: u32 = 3;
@@ -395,154 +399,5 @@ fn footer(c: &mut Cursor<'_>, section_id: u32) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Writes section "ram" for the destination QEMU: any pages, any order, a page more than once.
-#[derive(Debug)]
-pub struct RamWriter {
-    table: RamTable,
-    section_id: u32,
-    out: Vec<u8>,
-    block: Option<usize>,
-    open: bool,
-}
-
-impl RamWriter {
-    /// A writer of parts of section `section_id`.
-    pub fn new(table: RamTable, section_id: u32) -> RamWriter {
-        RamWriter {
-            table,
-            section_id,
-            out: Vec::new(),
-            block: None,
-            open: false,
-        }
-    }
-
-    /// Writes a page's content.
-    pub fn page(&mut self, page: RamPage, content: &[u8; PAGE_BYTES]) {
-        self.head(page, RamFlags::PAGE);
-        self.out.extend_from_slice(content);
-    }
-
-    /// Writes that a page is all zero.
-    pub fn zero(&mut self, page: RamPage) {
-        self.head(page, RamFlags::ZERO);
-        self.out.push(0);
-    }
-
-    /// Bytes written and not yet taken.
-    pub fn len(&self) -> usize {
-        self.out.len()
-    }
-
-    /// Whether nothing waits to be taken.
-    pub fn is_empty(&self) -> bool {
-        self.out.is_empty()
-    }
-
-    /// Closes the part that is open and hands over what was written.
-    pub fn take(&mut self, into: &mut Vec<u8>) {
-        if std::mem::take(&mut self.open) {
-            self.close();
-        }
-        // Usually nothing is before it: then the bytes change hands without a copy.
-        if into.is_empty() {
-            std::mem::swap(into, &mut self.out);
-        } else {
-            into.append(&mut self.out);
-        }
-    }
-
-    /// Ends section "ram": no page may follow.
-    pub fn end(&mut self, into: &mut Vec<u8>) {
-        self.take(into);
-        self.section(SECTION_END);
-        self.close();
-        into.append(&mut self.out);
-    }
-
-    fn section(&mut self, kind: u8) {
-        self.out.push(kind);
-        self.out.extend_from_slice(&self.section_id.to_be_bytes());
-        self.block = None;
-    }
-
-    fn close(&mut self) {
-        self.out
-            .extend_from_slice(&RamFlags::EOS.bits().to_be_bytes());
-        self.out.push(FOOTER);
-        self.out.extend_from_slice(&self.section_id.to_be_bytes());
-    }
-
-    fn head(&mut self, page: RamPage, kind: RamFlags) {
-        if !self.open {
-            self.section(SECTION_PART);
-            self.open = true;
-        }
-        let (block, offset) = self.table.locate(page);
-        if self.block == Some(block) {
-            self.out
-                .extend_from_slice(&(offset | (kind | RamFlags::CONTINUE).bits()).to_be_bytes());
-            return;
-        }
-        self.out
-            .extend_from_slice(&(offset | kind.bits()).to_be_bytes());
-        let idstr = self.table.blocks()[block].idstr.as_bytes();
-        self.out
-            .push(u8::try_from(idstr.len()).expect("the table bounds names to 255 bytes"));
-        self.out.extend_from_slice(idstr);
-        self.block = Some(block);
-    }
-}
-
-/// Messages that the destination QEMU sends back (migration/migration.c): u16 type, u16 length, data.
-pub mod return_path {
-    /// The destination QEMU is ready to be switched to; held back while claims are outstanding.
-    const SWITCHOVER_ACK: u16 = 7;
-    /// Types are small numbers and lengths at most a bitmap's; more is not a return path.
-    const LENGTH_MAX: usize = 1 << 15;
-
-    /// Splits a return path into messages and holds back the switchover's acknowledgement.
-    #[derive(Debug, Default)]
-    pub struct Gate {
-        pending: Vec<u8>,
-        held: Vec<u8>,
-        released: bool,
-    }
-
-    impl Gate {
-        /// Takes bytes of the return path; whole messages that may pass are added to `out`.
-        /// The error is the length of a message that cannot be.
-        pub fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), usize> {
-            self.pending.extend_from_slice(bytes);
-            let mut at = 0;
-            while let Some(head) = self.pending[at..].first_chunk::<4>() {
-                let kind = u16::from_be_bytes([head[0], head[1]]);
-                let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
-                if length > LENGTH_MAX {
-                    return Err(length);
-                }
-                let Some(message) = self.pending.get(at..at + 4 + length) else {
-                    break;
-                };
-                if kind == SWITCHOVER_ACK && !self.released {
-                    self.held.extend_from_slice(message);
-                } else {
-                    out.extend_from_slice(message);
-                }
-                at += 4 + length;
-            }
-            self.pending.drain(..at);
-            Ok(())
-        }
-
-        /// Lets everything pass from now on; what was held is added to `out`.
-        pub fn release(&mut self, out: &mut Vec<u8>) {
-            self.released = true;
-            out.append(&mut self.held);
-        }
-    }
-}
-
 #[cfg(test)]
-#[path = "stream_tests.rs"]
 mod tests;

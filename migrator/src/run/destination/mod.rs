@@ -1,8 +1,10 @@
 //! The destination's loop: gives its QEMU what the source tells and what storage holds, as the core decides.
 //! Contract: its guest never runs before every page is settled and the source has said that it is ours.
 
-use std::collections::{HashMap, VecDeque};
-use std::time::{Duration, Instant};
+mod reads;
+
+use std::collections::VecDeque;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use san_io::Completed;
@@ -12,33 +14,28 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, mpsc};
 
-use super::Interrupts;
 use super::journal::{Journal, Promise};
 use super::lan::{LanIn, LanOut};
 use super::migrate::abort_reason;
 use super::qemu;
 use super::storage::Storage;
+use super::{Interrupts, TICK};
 use crate::core::assembler::{Assembler, Verdict};
 use crate::core::digest::DigestKey;
 use crate::core::handover::{Destination, DestinationAction, DestinationEvent, End};
-use crate::core::plan::{Plan, ReadOp};
+use crate::core::plan::Plan;
 use crate::core::ram::{PAGE_BYTES, RamPage, RamTable};
 use crate::core::stream::RamWriter;
 use crate::core::wire::{self, Kind, Record, Report, Run};
 use crate::qmp::{Event, Qmp};
+use reads::Reads;
 
-/// Reads under way at a time, and bytes in them. 64 reads keep any disk busy; the bytes bound what the LAN may
-/// carry a second time at the end, when the source steals what is being read.
-const READS_MAX: usize = 64;
-const READ_BYTES_MAX: u32 = 256 << 10;
-const READING_BYTES_MAX: u64 = 8 << 20;
 /// Reports in a frame; when so many wait, they go before anything else.
 const REPORTS_MAX: usize = 4096;
 /// Device state that is kept until the last page is settled. Real guests have some hundred KiB.
 const DEVICE_BYTES_MAX: usize = 64 << 20;
 /// Return path messages are small.
 const RETURN_PATH_BYTES: usize = 16 << 10;
-const TICK: Duration = Duration::from_millis(200);
 
 /// How it ended.
 #[derive(Debug)]
@@ -72,11 +69,11 @@ enum Wake {
 
 /// The next bytes of pages, from storage or the LAN by chance: neither network may keep the other waiting.
 async fn page_traffic(
-    storage: &mut Storage,
+    reads: &mut Reads,
     lan_in: &mut mpsc::Receiver<anyhow::Result<(Kind, Vec<u8>)>>,
 ) -> Wake {
     tokio::select! {
-        Some(completed) = storage.completions.recv() => Wake::Storage(completed),
+        Some(completed) = reads.completed() => Wake::Storage(completed),
         frame = lan_in.recv() => Wake::Lan(frame),
     }
 }
@@ -120,18 +117,8 @@ pub struct Transfer<'a> {
     qemu_out: OwnedWriteHalf,
     return_path_open: bool,
     table: RamTable,
-    plan: Plan,
-    /// Positions before this one are read or being read.
-    front: u32,
-    /// Positions from here on are the source's.
-    back: u32,
     assembler: Assembler,
-    storage: Storage,
-    reading: HashMap<u64, ReadOp>,
-    reading_bytes: u64,
-    next_read_id: u64,
-    progress: wire::Progress,
-    busy_since: Option<Instant>,
+    reads: Reads,
     reports: Vec<Report>,
     control: VecDeque<Vec<u8>>,
     stage: Stage,
@@ -178,16 +165,8 @@ impl<'a> Transfer<'a> {
             qemu_out,
             return_path_open: true,
             table,
-            front: 0,
-            back: plan.pages(),
-            plan,
             assembler,
-            storage,
-            reading: HashMap::new(),
-            reading_bytes: 0,
-            next_read_id: 0,
-            progress: wire::Progress::default(),
-            busy_since: None,
+            reads: Reads::new(plan, storage),
             reports: Vec::new(),
             control: VecDeque::new(),
             stage: Stage::BeforeRam,
@@ -243,13 +222,16 @@ impl<'a> Transfer<'a> {
             why,
             pages_met: counts.met,
             pages_needed: counts.needed,
-            san_bytes: self.progress.san_bytes,
+            san_bytes: self.reads.progress().san_bytes,
             resumed: self.run.is_some_and(|run| run.resume),
         })
     }
 
     async fn step(&mut self) -> anyhow::Result<Option<DestinationEvent>> {
-        self.issue_reads();
+        if matches!(self.stage, Stage::Ram(_)) {
+            self.reads
+                .issue(|page| self.assembler.wants_from_storage(page));
+        }
         match self.wake().await {
             Wake::Interrupt => bail!("interrupted"),
             Wake::Lan(Some(Ok((kind, body)))) => return self.on_frame(kind, &body).await,
@@ -305,7 +287,7 @@ impl<'a> Transfer<'a> {
             read = self.qemu_in.read(&mut bytes), if self.return_path_open => {
                 Wake::ReturnPath(read, bytes)
             }
-            wake = page_traffic(&mut self.storage, &mut self.lan_in) => wake,
+            wake = page_traffic(&mut self.reads, &mut self.lan_in) => wake,
             permit = self.lan_out.queue.clone().reserve_owned(), if !self.reports.is_empty() => {
                 Wake::Room(permit)
             }
@@ -324,67 +306,21 @@ impl<'a> Transfer<'a> {
         let n = self.reports.len().min(REPORTS_MAX);
         let mut frames = wire::array_frame(Kind::Reports, &self.reports[..n]);
         self.reports.drain(..n);
-        let mut progress = self.progress;
-        let reading = self
-            .busy_since
-            .map_or(Duration::ZERO, |since| since.elapsed());
-        progress.san_busy_us += reading.as_micros() as u64;
+        let progress = self.reads.progress();
         frames.append(&mut wire::message_frame(Kind::Progress, &progress));
         frames
     }
 
-    /// Keeps storage busy: reads the plan from the front, as far as the source has not stolen it.
-    fn issue_reads(&mut self) {
-        while matches!(self.stage, Stage::Ram(_))
-            && self.reading.len() < READS_MAX
-            && self.reading_bytes < READING_BYTES_MAX
-        {
-            let assembler = &self.assembler;
-            let wanted = |page| assembler.wants_from_storage(page);
-            let Some(op) = self
-                .plan
-                .next_read(self.front, self.back, READ_BYTES_MAX, wanted)
-            else {
-                // What was passed over is settled or the source's.
-                self.front = self.front.max(self.back);
-                return;
-            };
-            let id = self.next_read_id;
-            if !self.storage.submit(id, op.disk, op.offset, op.bytes) {
-                return;
-            }
-            self.next_read_id += 1;
-            self.front = op.end;
-            self.reading_bytes += u64::from(op.bytes);
-            self.reading.insert(id, op);
-            self.busy_since.get_or_insert_with(Instant::now);
-        }
-    }
-
     async fn on_storage(&mut self, completed: Completed) -> anyhow::Result<()> {
-        let op = self
-            .reading
-            .remove(&completed.id)
-            .context("storage answered a read that was never asked")?;
-        self.reading_bytes -= u64::from(op.bytes);
-        if self.reading.is_empty()
-            && let Some(since) = self.busy_since.take()
-        {
-            self.progress.san_busy_us += since.elapsed().as_micros() as u64;
-        }
-        match completed.result {
-            Ok(buffer) => {
-                self.progress.san_bytes += u64::from(op.bytes);
-                for (page, at) in op.pages {
-                    let bytes = &buffer[at as usize..at as usize + PAGE_BYTES];
-                    let bytes = bytes.try_into().expect("a page's length");
+        let (op, result) = self.reads.finish(completed)?;
+        for (page, at) in op.pages {
+            let bytes = result.as_ref().map(|buffer| &buffer[at as usize..]);
+            match bytes.and_then(|bytes| bytes.first_chunk::<PAGE_BYTES>()) {
+                Some(bytes) => {
                     let verdict = self.assembler.from_storage(page, bytes);
                     self.carry_out(page, verdict, bytes);
                 }
-            }
-            Err(error) => {
-                self.storage.note_once(error);
-                for (page, _) in op.pages {
+                None => {
                     let Verdict { report, .. } = self.assembler.storage_failed(page);
                     self.reports
                         .extend(report.map(|outcome| Report::new(page, outcome)));
@@ -431,7 +367,7 @@ impl<'a> Transfer<'a> {
                 let from: &[u8; 4] = body
                     .try_into()
                     .context("a Stolen that is not 4 bytes long")?;
-                self.back = self.back.min(u32::from_le_bytes(*from));
+                self.reads.leave(u32::from_le_bytes(*from));
             }
             Kind::Run => {
                 self.run = Some(wire::parse_message(kind, body)?);

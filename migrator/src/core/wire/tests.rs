@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::ram::PAGE_BYTES;
 
 fn body(frame: &[u8]) -> (Kind, &[u8]) {
     let (header, body) = frame.split_first_chunk().unwrap();

@@ -2,13 +2,16 @@
 //!
 //! The peer's bytes are hostile: every length is checked before it is used, zero is no valid kind.
 
+mod pages;
+
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::digest::{Digest, DigestKey};
 use super::plan::PlanRun;
-use super::ram::{PAGE_BYTES, RamBlock, RamPage};
+use super::ram::{RamBlock, RamPage};
+pub use pages::{PagesFrame, Record, parse_pages};
 
 /// The protocol's versions that this program speaks, best last.
 pub const VERSIONS: [u16; 1] = [1];
@@ -379,151 +382,6 @@ impl Report {
     }
 }
 
-/// What the source tells of a page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Record<'a> {
-    /// Emitted: this many pages from here on are all zero.
-    Zero(RamPage, u16),
-    /// Emitted: the content.
-    Content(RamPage, &'a [u8; PAGE_BYTES]),
-    /// Emitted: only the content's digest.
-    Claim(RamPage, Digest),
-    /// Not emitted yet: provisional bytes.
-    Early(RamPage, &'a [u8; PAGE_BYTES]),
-    /// The claim no longer holds: QEMU will emit the page again.
-    Dirtied(RamPage),
-}
-
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct RecordHead {
-    page: U32,
-    count: U16,
-    kind: u8,
-    zero: u8,
-}
-
-/// Builds a [`Kind::Pages`] frame record by record.
-#[derive(Debug)]
-pub struct PagesFrame {
-    frame: Vec<u8>,
-    /// Where the last record is when it is a run of zero pages that may grow.
-    zeros: Option<usize>,
-}
-
-impl PagesFrame {
-    /// An empty frame with room for `capacity` bytes.
-    pub fn new(capacity: usize) -> PagesFrame {
-        PagesFrame {
-            frame: begin(Kind::Pages, capacity),
-            zeros: None,
-        }
-    }
-
-    /// Bytes of the body so far.
-    pub fn len(&self) -> usize {
-        self.frame.len() - HEADER_BYTES
-    }
-
-    /// Whether there is no record yet.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Adds a record; zero pages that are neighbours become one.
-    pub fn push(&mut self, record: &Record<'_>) {
-        let (page, count, kind, payload): (_, _, _, &[u8]) = match record {
-            Record::Zero(page, count) => {
-                if self.grow_zeros(*page, *count) {
-                    return;
-                }
-                self.zeros = Some(self.frame.len());
-                (page, *count, 1, &[])
-            }
-            Record::Content(page, content) => (page, 1, 2, content.as_slice()),
-            Record::Claim(page, digest) => (page, 1, 3, digest.as_bytes()),
-            Record::Early(page, content) => (page, 1, 4, content.as_slice()),
-            Record::Dirtied(page) => (page, 1, 5, &[]),
-        };
-        if kind != 1 {
-            self.zeros = None;
-        }
-        let head = RecordHead {
-            page: page.0.into(),
-            count: count.into(),
-            kind,
-            zero: 0,
-        };
-        self.frame.extend_from_slice(head.as_bytes());
-        self.frame.extend_from_slice(payload);
-    }
-
-    fn grow_zeros(&mut self, page: RamPage, count: u16) -> bool {
-        let Some(at) = self.zeros else { return false };
-        let (head, _) = RecordHead::mut_from_prefix(&mut self.frame[at..]).expect("a record head");
-        let follows = head.page.get() + u32::from(head.count.get()) == page.0;
-        match head.count.get().checked_add(count) {
-            Some(sum) if follows => head.count = sum.into(),
-            _ => return false,
-        }
-        true
-    }
-
-    /// The frame.
-    pub fn finish(self) -> Vec<u8> {
-        end(self.frame)
-    }
-}
-
-/// The records of a [`Kind::Pages`] body. Ends at the first error; all pages are below `ram_pages`.
-pub fn parse_pages(
-    body: &[u8],
-    ram_pages: u32,
-) -> impl Iterator<Item = Result<Record<'_>, WireError>> {
-    let mut rest = Some(body);
-    std::iter::from_fn(move || {
-        let body = rest.take().filter(|body| !body.is_empty())?;
-        Some(parse_record(body, ram_pages).map(|(record, behind)| {
-            rest = Some(behind);
-            record
-        }))
-    })
-}
-
-fn parse_record(body: &[u8], ram_pages: u32) -> Result<(Record<'_>, &[u8]), WireError> {
-    let Ok((head, payload)) = RecordHead::ref_from_prefix(body) else {
-        return bad("a page record cut short");
-    };
-    let page = checked(head.page.get(), ram_pages)?;
-    let count = head.count.get();
-    if count == 0 || (count != 1 && head.kind != 1) || head.zero != 0 {
-        return bad(format!(
-            "a page record of kind {} for {count} pages",
-            head.kind
-        ));
-    }
-    match head.kind {
-        1 => {
-            checked(page.0.saturating_add(u32::from(count) - 1), ram_pages)?;
-            Ok((Record::Zero(page, count), payload))
-        }
-        2 => content(payload).map(|(content, rest)| (Record::Content(page, content), rest)),
-        3 => match Digest::read_from_prefix(payload) {
-            Ok((digest, rest)) => Ok((Record::Claim(page, digest), rest)),
-            Err(_) => bad("a claim cut short"),
-        },
-        4 => content(payload).map(|(content, rest)| (Record::Early(page, content), rest)),
-        5 => Ok((Record::Dirtied(page), payload)),
-        kind => bad(format!("a page record of kind {kind}")),
-    }
-}
-
-fn content(payload: &[u8]) -> Result<(&[u8; PAGE_BYTES], &[u8]), WireError> {
-    payload
-        .split_first_chunk()
-        .ok_or_else(|| WireError::Frame("a page cut short".into()))
-}
-
 fn checked(page: u32, ram_pages: u32) -> Result<RamPage, WireError> {
     if page >= ram_pages {
         return bad(format!("page {page} of a guest of {ram_pages} pages"));
@@ -532,5 +390,4 @@ fn checked(page: u32, ram_pages: u32) -> Result<RamPage, WireError> {
 }
 
 #[cfg(test)]
-#[path = "wire_tests.rs"]
 mod tests;
