@@ -19,6 +19,7 @@ pub mod paging;
 mod place;
 pub mod reason;
 pub mod scan;
+mod volume;
 
 pub use address::{Gpa, Gva, PAGE_BYTES, Pfn};
 pub use attach::{AttachError, VcpuRegisters, attach};

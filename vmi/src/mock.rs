@@ -268,6 +268,10 @@ impl MockGuest {
         Gva(self.get(bdev, self.layouts.block_device.bd_disk))
     }
 
+    pub(crate) fn part0_of(&self, bdev: Gva) -> Gva {
+        Gva(self.get(self.gendisk_of(bdev), self.layouts.gendisk.part0))
+    }
+
     pub(crate) fn inode_of(&self, bdev: Gva) -> Gva {
         let layout = self.layouts.bdev_inode;
         bdev.container(layout.bdev.offset)

@@ -1,24 +1,17 @@
 //! From an offset in a file to an offset on a disk. Pure; every sum is checked, since the numbers
 //! are the guest's.
 
+use std::rc::Rc;
+
 use crate::address::PAGE_BYTES;
 use crate::ext4::Extent;
 use crate::reason::Reason;
-
-/// A block device's part of a disk of the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Span {
-    /// Index into the scan's disks.
-    pub(crate) disk: usize,
-    /// In bytes from the disk's start.
-    pub(crate) start: u64,
-    pub(crate) bytes: u64,
-}
+use crate::volume::{DiskOffset, Volume};
 
 /// Where the pages of one mapping are.
 #[derive(Debug)]
 pub(crate) struct Place {
-    pub(crate) span: Span,
+    pub(crate) volume: Rc<Volume>,
     /// i_size, or the device's size.
     pub(crate) size_bytes: u64,
     pub(crate) blocks: Mapped,
@@ -37,8 +30,8 @@ pub(crate) enum Mapped {
 }
 
 impl Place {
-    /// Offset on the disk of the whole page at `index`.
-    pub(crate) fn page(&self, index: u64) -> Result<u64, Reason> {
+    /// Where on a disk the whole page at `index` is.
+    pub(crate) fn page(&self, index: u64) -> Result<DiskOffset, Reason> {
         let offset = index.checked_mul(PAGE_BYTES).ok_or(Reason::BeyondSize)?;
         if offset >= self.size_bytes {
             return Err(Reason::BeyondSize);
@@ -50,16 +43,7 @@ impl Place {
                 extents,
             } => adjacent(offset, *block_bytes, extents)?,
         };
-        let end = on_device
-            .checked_add(PAGE_BYTES)
-            .ok_or(Reason::BeyondDevice)?;
-        if end > self.span.bytes {
-            return Err(Reason::BeyondDevice);
-        }
-        self.span
-            .start
-            .checked_add(on_device)
-            .ok_or(Reason::BeyondDevice)
+        self.volume.at(on_device, PAGE_BYTES)
     }
 }
 
@@ -101,18 +85,22 @@ mod tests {
             blocks,
             physical,
         });
+        let disk = Volume::disk(0, 1 << 31);
+        let partition = disk.part(1 << 20, 1 << 30).unwrap();
         Place {
-            span: Span {
-                disk: 0,
-                start: 1 << 20,
-                bytes: 1 << 30,
-            },
+            volume: Rc::new(partition),
             size_bytes: 1 << 20,
             blocks: Mapped::Extents {
                 block_bytes,
                 extents: extents.collect(),
             },
         }
+    }
+
+    /// A byte of the partition.
+    fn at(offset: u64) -> Result<DiskOffset, Reason> {
+        let offset = (1 << 20) + offset;
+        Ok(DiskOffset { disk: 0, offset })
     }
 
     #[test]
@@ -125,8 +113,8 @@ mod tests {
                 (4, 1, Ok(1 << 50)),
             ],
         );
-        assert_eq!(place.page(0), Ok((1 << 20) + 100 * 4096));
-        assert_eq!(place.page(1), Ok((1 << 20) + 101 * 4096));
+        assert_eq!(place.page(0), at(100 * 4096));
+        assert_eq!(place.page(1), at(101 * 4096));
         assert_eq!(place.page(2), Err(Reason::Hole));
         assert_eq!(place.page(3), Err(Reason::Unwritten));
         assert_eq!(place.page(4), Err(Reason::BeyondDevice));
@@ -146,8 +134,8 @@ mod tests {
                 (10, 2, Ok(50)),
             ],
         );
-        assert_eq!(place.page(0), Ok((1 << 20) + 8 * 1024));
-        assert_eq!(place.page(1), Ok((1 << 20) + 12 * 1024));
+        assert_eq!(place.page(0), at(8 * 1024));
+        assert_eq!(place.page(1), at(12 * 1024));
         assert_eq!(place.page(2), Err(Reason::SplitBlocks));
         assert_eq!(place.page(3), Err(Reason::Hole));
     }

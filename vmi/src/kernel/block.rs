@@ -18,7 +18,10 @@ pub(crate) struct BlockDevice {
     /// Where it begins on the disk, in bytes.
     pub(crate) start: u64,
     pub(crate) bytes: u64,
-    /// Someone has claimed it: a file system, device mapper, swap, or an opener with O_EXCL.
+    /// The disk itself, no partition.
+    pub(crate) is_whole: bool,
+    /// Someone has claimed it, or a partition of it: a file system, device mapper, swap, or an opener
+    /// with O_EXCL. So where the kernel does not tell.
     pub(crate) is_held: bool,
 }
 
@@ -63,12 +66,14 @@ impl Kernel<'_> {
     pub(crate) fn block_device(&self, bdev: Gva) -> Result<BlockDevice, Unreadable> {
         let layout = &self.layouts.block_device;
         let sectors = |count: u64| count.checked_mul(SECTOR_BYTES).ok_or(Unreadable(bdev));
-        let mut is_held = false;
+        let mut is_held = layout.bd_holders.or(layout.bd_holder).is_none();
         for field in [layout.bd_holders, layout.bd_holder].into_iter().flatten() {
             is_held |= self.uint(bdev, field)? != 0;
         }
+        let gendisk = self.pointer(bdev, layout.bd_disk)?;
         Ok(BlockDevice {
-            gendisk: self.pointer(bdev, layout.bd_disk)?,
+            gendisk,
+            is_whole: self.pointer(gendisk, self.layouts.gendisk.part0)? == bdev,
             start: sectors(self.uint(bdev, layout.bd_start_sect)?)?,
             bytes: sectors(self.uint(bdev, layout.bd_nr_sectors)?)?,
             is_held,

@@ -1,59 +1,90 @@
-//! The guest's disks, and which of them someone has claimed.
+//! The guest's disks, and which parts of them someone has claimed.
 
 use std::collections::HashSet;
 
 use crate::address::Gva;
-use crate::kernel::SuperBlock;
+use crate::kernel::{Disk, SuperBlock};
 use crate::scan::GuestDisk;
+use crate::scan::claims::Device;
 use crate::scan::walk::Scanner;
 
 impl Scanner<'_> {
-    /// Disks and who holds them, from the inodes of all block devices.
+    /// Disks and claims, from the inodes of all block devices and from the mounts.
     pub(super) fn find_disks(&mut self, super_blocks: &[SuperBlock], inodes: &[Vec<Gva>]) {
-        let is_bdev = |sb: &SuperBlock| sb.fs == "bdev";
-        let inodes = super_blocks
+        let mounted: HashSet<Gva> = super_blocks
             .iter()
-            .zip(inodes)
-            .filter(|(sb, _)| is_bdev(sb));
-        let of_inodes = inodes.flat_map(|(_, inodes)| inodes).filter_map(|&inode| {
-            let is_device = self
-                .kernel
-                .inode(inode)
-                .is_ok_and(|inode| inode.is_block_device());
-            is_device.then(|| (self.kernel.bdev_of_inode(inode), false))
-        });
-        let mounted = super_blocks.iter().filter(|sb| !sb.bdev.is_null());
-        let of_mounts = mounted.map(|sb| (sb.bdev, true));
-        let bdevs: Vec<(Gva, bool)> = of_inodes.chain(of_mounts).collect();
+            .map(|sb| sb.bdev)
+            .filter(|bdev| !bdev.is_null())
+            .collect();
+        let of_inodes = super_blocks.iter().zip(inodes);
+        let of_inodes = of_inodes
+            .filter(|(sb, _)| sb.fs == "bdev")
+            .flat_map(|(_, inodes)| inodes)
+            .filter(|&&inode| {
+                let inode = self.kernel.inode(inode);
+                inode.is_ok_and(|inode| inode.is_block_device())
+            })
+            .map(|&inode| self.kernel.bdev_of_inode(inode));
+        let addresses: HashSet<Gva> = of_inodes.chain(mounted.iter().copied()).collect();
+        // In an order that does not change from scan to scan.
+        let mut addresses: Vec<Gva> = addresses.into_iter().collect();
+        addresses.sort_unstable();
+        let mut devices = Vec::new();
         let mut seen = HashSet::new();
-        for (address, is_mounted) in bdevs {
+        for address in addresses {
             let Ok(bdev) = self.kernel.block_device(address) else {
                 self.structs_torn += 1;
                 continue;
             };
-            if bdev.is_held || is_mounted {
-                self.held.insert(bdev.gendisk);
-            }
             if seen.insert(bdev.gendisk) {
                 self.add_disk(bdev.gendisk);
             }
+            devices.push(Device {
+                address,
+                bdev,
+                is_mounted: mounted.contains(&address),
+            });
         }
+        // sda, sdb, …, sdaa
+        self.disks
+            .sort_by(|a, b| (a.name.len(), &a.name).cmp(&(b.name.len(), &b.name)));
+        self.guest_disks = self.disks.iter().map(GuestDisk::of).collect();
+        self.find_claims(&devices);
     }
 
     fn add_disk(&mut self, gendisk: Gva) {
         match self.kernel.disk(gendisk) {
             // Loop devices and the like that nothing is attached to.
             Ok(disk) if disk.bytes == 0 => {}
-            Ok(disk) => {
-                self.guest_disks.push(GuestDisk {
-                    name: disk.name.clone(),
-                    pci_address: disk.pci_address().map(str::to_owned),
-                    bytes: disk.bytes,
-                    parents: disk.parents.clone(),
-                });
-                self.disks.push(disk);
-            }
+            Ok(disk) => self.disks.push(disk),
             Err(_) => self.structs_torn += 1,
+        }
+    }
+
+    fn find_claims(&mut self, devices: &[Device]) {
+        // Whoever claims a partition leaves a mark on the disk (bd_may_claim), which is no claim.
+        let marks: HashSet<Gva> = devices
+            .iter()
+            .filter(|device| !device.bdev.is_whole && device.bdev.is_held)
+            .map(|device| device.bdev.gendisk)
+            .collect();
+        for device in devices {
+            let is_mark = device.bdev.is_whole && marks.contains(&device.bdev.gendisk);
+            let is_claimed = device.is_mounted || device.bdev.is_held && !is_mark;
+            if let Ok(volume) = self.volume(device.address) {
+                self.claims.add(device, is_claimed, &volume);
+            }
+        }
+    }
+}
+
+impl GuestDisk {
+    fn of(disk: &Disk) -> GuestDisk {
+        GuestDisk {
+            name: disk.name.clone(),
+            pci_address: disk.pci_address().map(str::to_owned),
+            bytes: disk.bytes,
+            parents: disk.parents.clone(),
         }
     }
 }

@@ -181,29 +181,67 @@ fn files_that_are_not_plainly_on_disk_are_left_out_whole() {
 }
 
 #[test]
-fn a_block_device_is_restorable_unless_someone_holds_its_disk() {
+fn a_disks_cache_counts_where_nothing_else_is() {
     let mut sample = Sample::new();
-    let (held, spare) = (
+    let (partition, spare) = (
         sample.guest.inode_of(sample.partition),
         sample.guest.inode_of(sample.spare),
     );
-    sample.cache(held, &[(5, 0, UPTODATE)]);
+    sample.cache(partition, &[(5, 0, UPTODATE)]);
+    let vda = sample.guest.part0_of(sample.partition);
+    let whole = sample.guest.inode_of(vda);
+    let first = PARTITION_START / PAGE_BYTES;
+    let table = sample.cache(whole, &[(0, 0, UPTODATE), (first, 0, UPTODATE)])[0];
     let folio = sample.cache(spare, &[(7, 0, UPTODATE)])[0];
+    let held = BTreeMap::from([(Reason::DeviceHeld, 2)]);
+    let run = |disk, page: u64, folio: MockFolio| Run {
+        disk,
+        offset: page * 4096,
+        pfn: folio.pfn,
+        pages: 1,
+    };
+    let expected = [run(0, 0, table), run(1, 7, folio)];
+    let scan = sample.scan();
+    assert_eq!(
+        (scan.reasons(), scan.page_map),
+        (held.clone(), expected.to_vec())
+    );
+
+    // A claim of the partition, as the kernel marks it on both.
+    let holders = sample.guest.layouts.block_device.bd_holders.unwrap();
+    sample.guest.put(vda, holders, 1);
+    sample.guest.put(sample.partition, holders, 1);
+    let scan = sample.scan();
+    assert_eq!((scan.reasons(), scan.page_map), (held, expected.to_vec()));
+
+    sample.guest.put(sample.spare, holders, 1);
+    let scan = sample.scan();
+    assert_eq!(scan.reasons(), BTreeMap::from([(Reason::DeviceHeld, 3)]));
+    assert_eq!(scan.page_map, expected[..1]);
+}
+
+#[test]
+fn a_partition_without_mount_has_a_cache_of_its_own() {
+    let mut sample = Sample::new();
+    let gendisk = sample.guest.gendisk_of(sample.spare);
+    let sb = sample.guest.super_block("bdev", "bdev", 4096, Gva(0));
+    let part = sample.guest.block_device(sb, gendisk, 1 << 21, 1 << 21);
+    let (inode, whole) = (
+        sample.guest.inode_of(part),
+        sample.guest.inode_of(sample.spare),
+    );
+    let folio = sample.cache(inode, &[(3, 0, UPTODATE)])[0];
+    // The same block once more: who wrote it last is not known here.
+    sample.cache(whole, &[((1 << 21) / PAGE_BYTES + 3, 0, UPTODATE)]);
     let scan = sample.scan();
     assert_eq!(scan.reasons(), BTreeMap::from([(Reason::DeviceHeld, 1)]));
     let expected = Run {
         disk: 1,
-        offset: 7 * 4096,
+        offset: (1 << 21) + 3 * 4096,
         pfn: folio.pfn,
         pages: 1,
     };
     assert_eq!(scan.page_map, [expected]);
-    let holders = sample.guest.layouts.block_device.bd_holders.unwrap();
-    sample.guest.put(sample.spare, holders, 1);
-    assert_eq!(
-        sample.scan().reasons(),
-        BTreeMap::from([(Reason::DeviceHeld, 2)])
-    );
 }
 
 /// A file whose extents are in block 77, and that block in the device's cache with these flags.
@@ -233,7 +271,7 @@ fn extent_blocks_come_from_the_devices_cache_or_from_the_disk() {
     sample
         .guest
         .put(MockGuest::page(pfn), page.private, buffer.0);
-    let unread = BTreeMap::from([(Reason::ExtentBlockUnread, 2), (Reason::DeviceHeld, 1)]);
+    let unread = BTreeMap::from([(Reason::ExtentBlockUnread, 2), (Reason::NotUptodate, 1)]);
     assert_eq!(
         sample.scan().reasons(),
         unread,

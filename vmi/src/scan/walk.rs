@@ -1,15 +1,18 @@
 //! The walk itself. What it holds is bounded by the guest's RAM, and so is what it looks at,
 //! whatever the guest's structures say.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
 
 use crate::address::{Gva, PAGE_BYTES, Pfn};
 use crate::kernel::{Disk, Folio, Inode, Kernel, SuperBlock, Walk};
 use crate::page_map::Builder;
 use crate::place::Place;
 use crate::reason::Reason;
+use crate::scan::claims::Claims;
 use crate::scan::frames::FrameSet;
 use crate::scan::{CachedFile, FilesystemCounts, GuestDisk, Scan, ScanOptions, Timings};
+use crate::volume::Volume;
 
 /// Each container brings some.
 const SUPER_BLOCKS_MAX: usize = 1 << 16;
@@ -39,8 +42,9 @@ pub(super) struct Scanner<'s> {
     pub(super) options: &'s ScanOptions,
     pub(super) disks: Vec<Disk>,
     pub(super) guest_disks: Vec<GuestDisk>,
-    /// Disks, by their gendisk, of which a part is claimed.
-    pub(super) held: HashSet<Gva>,
+    pub(super) claims: Claims,
+    /// By block device.
+    pub(super) volumes: HashMap<Gva, Result<Rc<Volume>, Reason>>,
     frames: FrameSet,
     inodes_left: usize,
     /// Nodes and folios that may still be looked at: no guest has more of either than page frames,
@@ -69,7 +73,8 @@ impl<'s> Scanner<'s> {
             options,
             disks: Vec::new(),
             guest_disks: Vec::new(),
-            held: HashSet::new(),
+            claims: Claims::new(),
+            volumes: HashMap::new(),
             frames: FrameSet::new(kernel.space.mem()),
             inodes_left: (bytes / INODE_BYTES_MIN) as usize,
             nodes_left: 4 * frames,
@@ -220,10 +225,10 @@ impl<'s> Scanner<'s> {
         };
         for page in 0..folio.pages {
             match place.page(index + page) {
-                Ok(offset) => {
+                Ok(at) => {
                     counts.restorable += 1;
                     self.page_map
-                        .push(place.span.disk, offset, Pfn(folio.pfn.0 + page));
+                        .push(at.disk, at.offset, Pfn(folio.pfn.0 + page));
                 }
                 Err(reason) => counts.leave_out(reason, 1),
             }

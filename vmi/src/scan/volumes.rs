@@ -1,0 +1,69 @@
+//! Block devices resolved to bytes of the machine's disks, and blocks of metadata read through
+//! them. How many segments there can be is bounded for a whole scan.
+
+use std::rc::Rc;
+
+use crate::address::Gva;
+use crate::kernel::Kernel;
+use crate::reason::Reason;
+use crate::scan::walk::Scanner;
+use crate::scan::{GuestDisk, ReadDisk};
+use crate::volume::Volume;
+
+impl Scanner<'_> {
+    /// Where the bytes of a block device are.
+    pub(super) fn volume(&mut self, bdev: Gva) -> Result<Rc<Volume>, Reason> {
+        if let Some(known) = self.volumes.get(&bdev) {
+            return known.clone();
+        }
+        let volume = self.resolve(bdev).map(Rc::new);
+        self.volumes.insert(bdev, volume.clone());
+        volume
+    }
+
+    fn resolve(&self, bdev: Gva) -> Result<Volume, Reason> {
+        let bdev = self.kernel.block_device(bdev).map_err(|_| Reason::Torn)?;
+        let index = self
+            .disks
+            .iter()
+            .position(|disk| disk.gendisk == bdev.gendisk);
+        let disk = index.filter(|&index| self.guest_disks[index].pci_address.is_some());
+        let disk = disk.ok_or(Reason::NotOnDisk)?;
+        Volume::disk(disk, self.disks[disk].bytes).part(bdev.start, bdev.bytes)
+    }
+
+    /// Reads metadata of the file system on a block device.
+    pub(super) fn metadata<'a>(&'a self, bdev: Gva, volume: &'a Volume) -> Metadata<'a> {
+        Metadata {
+            kernel: self.kernel,
+            read_disk: self.options.read_disk.as_ref(),
+            disks: &self.guest_disks,
+            bdev,
+            volume,
+        }
+    }
+}
+
+/// Blocks of a device, from its page cache or from the disk below it.
+pub(super) struct Metadata<'a> {
+    kernel: &'a Kernel<'a>,
+    read_disk: Option<&'a ReadDisk>,
+    disks: &'a [GuestDisk],
+    bdev: Gva,
+    volume: &'a Volume,
+}
+
+impl Metadata<'_> {
+    /// Fills `buf` with a block that has its size; false when it cannot.
+    pub(super) fn read_block(&self, block: u64, buf: &mut [u8]) -> bool {
+        let cached = self.kernel.read_cached_block(self.bdev, block, buf);
+        cached.is_some() || self.read_from_disk(block, buf).is_some()
+    }
+
+    fn read_from_disk(&self, block: u64, buf: &mut [u8]) -> Option<()> {
+        let bytes = buf.len() as u64;
+        let at = self.volume.at(block.checked_mul(bytes)?, bytes).ok()?;
+        let read = self.read_disk?;
+        read(&self.disks[at.disk], at.offset, buf).then_some(())
+    }
+}
