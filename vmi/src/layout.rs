@@ -173,6 +173,7 @@ fn ranges(view: &[FlatRange<'_>], blocks: &[RamBlock]) -> Result<Vec<RamRange>, 
             .and_then(|bytes| bytes.checked_add(1));
         let range = bytes.and_then(|bytes| {
             let end = flat.offset.checked_add(bytes)?;
+            flat.start.checked_add(bytes)?;
             (flat.start >= free_from && end <= blocks[block].used_bytes).then_some(RamRange {
                 gpa: flat.start,
                 bytes,
@@ -181,7 +182,7 @@ fn ranges(view: &[FlatRange<'_>], blocks: &[RamBlock]) -> Result<Vec<RamRange>, 
             })
         });
         let range = range.ok_or(malformed)?;
-        free_from = range.gpa.saturating_add(range.bytes);
+        free_from = range.gpa + range.bytes;
         match ranges.last_mut() {
             Some(last)
                 if last.block == block

@@ -1,14 +1,15 @@
-//! The RAM of a running QEMU: blocks that are a shared memfd or file are mapped, all others are
-//! read with process_vm_readv. Read only, and only what the layout says is a block.
-
-use std::fs::{self, File};
-use std::io;
-use std::path::PathBuf;
+//! The RAM of a running QEMU: blocks that QEMU maps shared are mapped here as well, all others are read
+//! with process_vm_readv. Read only, and only what the layout says is a block.
+//!
+//! A shared mapping's pages are its file's, whatever the file is: a memfd, a file, hugetlbfs, or the
+//! nameless one behind `memory-backend-ram,share=on`. Of a private mapping the file has only what was
+//! never written to (memory-backend-file and -mem-path are private unless share=on): it is never mapped.
 
 use crate::address::Gpa;
 use crate::layout::{RamBlock, RamLayout, RamRange, range_at};
 use crate::memory::mapped::MappedFile;
-use crate::memory::{GuestMemory, LiveMemory, MemoryError, process};
+use crate::memory::maps::{self, Mapping};
+use crate::memory::{GuestMemory, LiveMemory, MemoryError, process, read_pieces};
 
 /// How one block is reached.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl QemuRam {
     /// # Errors
     /// When a block that the guest sees has no address, or cannot be read.
     pub fn open(pid: i32, layout: RamLayout) -> Result<QemuRam, MemoryError> {
-        let maps = maps(pid)?;
+        let maps = maps::read(pid)?;
         let backings = layout
             .blocks
             .iter()
@@ -74,15 +75,15 @@ impl QemuRam {
         }
     }
 
-    fn locate(&self, gpa: Gpa, bytes: usize) -> Result<(usize, u64), MemoryError> {
-        let range = range_at(&self.layout.ranges, gpa.0);
-        let range = range.filter(|range| range.bytes - (gpa.0 - range.gpa) >= bytes as u64);
-        let range = range.ok_or(MemoryError::NotRam { gpa, bytes })?;
-        Ok((range.block, range.offset + (gpa.0 - range.gpa)))
+    /// Block and offset of bytes that are all in one range.
+    fn locate(&self, gpa: Gpa, bytes: usize) -> Option<(usize, u64)> {
+        let range = range_at(&self.layout.ranges, gpa.0)?;
+        let into = gpa.0 - range.gpa;
+        (range.bytes - into >= bytes as u64).then_some((range.block, range.offset + into))
     }
 
     /// Reads equal pieces of blocks: in few calls where no block is mapped, else one by one.
-    fn read_pieces(&self, pieces: &[(usize, u64)], out: &mut [u8]) -> Result<(), MemoryError> {
+    fn read_blocks(&self, pieces: &[(usize, u64)], out: &mut [u8]) -> Result<(), MemoryError> {
         let each = out.len() / pieces.len().max(1);
         let addresses: Option<Vec<u64>> = pieces
             .iter()
@@ -100,8 +101,9 @@ impl QemuRam {
 
 impl GuestMemory for QemuRam {
     fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemoryError> {
-        let (block, offset) = self.locate(gpa, buf.len())?;
-        self.read_block(block, offset, buf)
+        read_pieces(&self.layout.ranges, gpa, buf, |range, offset, piece| {
+            self.read_block(range.block, offset, piece)
+        })
     }
 
     fn ranges(&self) -> &[RamRange] {
@@ -110,11 +112,16 @@ impl GuestMemory for QemuRam {
 
     fn read_each(&self, gpas: &[Gpa], out: &mut [u8]) -> Result<(), MemoryError> {
         let each = out.len() / gpas.len().max(1);
-        let pieces: Vec<(usize, u64)> = gpas
-            .iter()
-            .map(|&gpa| self.locate(gpa, each))
-            .collect::<Result<_, _>>()?;
-        self.read_pieces(&pieces, out)
+        let pieces: Option<Vec<(usize, u64)>> =
+            gpas.iter().map(|&gpa| self.locate(gpa, each)).collect();
+        if let Some(pieces) = pieces {
+            return self.read_blocks(&pieces, out);
+        }
+        // One runs over a border, or is no RAM: each for itself.
+        for (gpa, buf) in gpas.iter().zip(out.chunks_exact_mut(each.max(1))) {
+            self.read(*gpa, buf)?;
+        }
+        Ok(())
     }
 }
 
@@ -140,79 +147,24 @@ impl LiveMemory for QemuRam {
 
     fn read_block_pages(&self, pages: &[(usize, u64)], out: &mut [u8]) -> Result<(), MemoryError> {
         assert_eq!(out.len(), pages.len() * 4096, "4096 bytes a page");
-        self.read_pieces(pages, out)
+        self.read_blocks(pages, out)
     }
-}
-
-/// One line of /proc/PID/maps.
-#[derive(Debug, PartialEq, Eq)]
-struct Mapping {
-    start: u64,
-    end: u64,
-    /// MAP_SHARED: a private mapping's own pages are not in the file.
-    shared: bool,
-    file_offset: u64,
-    inode: u64,
-}
-
-fn maps(pid: i32) -> Result<Vec<Mapping>, MemoryError> {
-    let path = PathBuf::from(format!("/proc/{pid}/maps"));
-    let text = fs::read_to_string(&path).map_err(|source| MemoryError::File { path, source })?;
-    Ok(text.lines().filter_map(parse_mapping).collect())
-}
-
-/// `7f0000000000-7f0040000000 rw-s 00000000 00:01 1042 /memfd:ram (deleted)`
-fn parse_mapping(line: &str) -> Option<Mapping> {
-    let mut words = line.split_whitespace();
-    let (start, end) = words.next()?.split_once('-')?;
-    let shared = words.next()?.ends_with('s');
-    let file_offset = words.next()?;
-    Some(Mapping {
-        start: u64::from_str_radix(start, 16).ok()?,
-        end: u64::from_str_radix(end, 16).ok()?,
-        shared,
-        file_offset: u64::from_str_radix(file_offset, 16).ok()?,
-        inode: words.nth(1)?.parse().ok()?,
-    })
 }
 
 /// Maps a block where it can be: what cannot be mapped is read through the process, which always
 /// gives the same bytes.
 fn backing(pid: i32, maps: &[Mapping], block: &RamBlock) -> Backing {
-    let Some(hva) = block.hva else {
-        return Backing::Unknown;
-    };
-    let Some(end) = hva.checked_add(block.used_bytes) else {
+    let end = |hva: u64| hva.checked_add(block.used_bytes);
+    let Some((hva, end)) = block.hva.and_then(|hva| Some((hva, end(hva)?))) else {
         return Backing::Unknown;
     };
     let whole = maps.iter().find(|map| map.start <= hva && end <= map.end);
-    match whole.filter(|map| map.shared && map.inode != 0) {
-        Some(map) => {
-            let mapped = open_mapping(pid, map).and_then(|file| {
-                MappedFile::map(file, map.file_offset + (hva - map.start), block.used_bytes)
-            });
-            mapped.map_or(Backing::Process(hva), Backing::Mapped)
-        }
-        None => Backing::Process(hva),
-    }
-}
-
-/// The file behind a mapping. map_files needs CAP_CHECKPOINT_RESTORE; a memfd is also among the
-/// process's descriptors.
-fn open_mapping(pid: i32, map: &Mapping) -> io::Result<File> {
-    use std::os::unix::fs::MetadataExt;
-    let direct = format!("/proc/{pid}/map_files/{:x}-{:x}", map.start, map.end);
-    if let Ok(file) = File::open(direct) {
-        return Ok(file);
-    }
-    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
-        let path = entry?.path();
-        let is_it = fs::metadata(&path).is_ok_and(|m| m.ino() == map.inode && m.is_file());
-        if is_it && let Ok(file) = File::open(&path) {
-            return Ok(file);
-        }
-    }
-    Err(io::ErrorKind::NotFound.into())
+    let mapped = whole.filter(|map| map.is_file_shared()).and_then(|map| {
+        let file = map.open(pid).ok()?;
+        let start = map.file_offset.checked_add(hva - map.start)?;
+        MappedFile::map_ram(file, start, block.used_bytes, pid, hva).ok()
+    });
+    mapped.map_or(Backing::Process(hva), Backing::Mapped)
 }
 
 #[cfg(test)]

@@ -1,18 +1,15 @@
-#![allow(unsafe_code)] // memfd_create: a test needs RAM such as QEMU's.
+#![allow(unsafe_code)] // Maps files of the tests' own: RAM such as QEMU's.
 
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
 use memmap2::MmapMut;
+use rustix::fs::MemfdFlags;
 
 use super::*;
 
 fn memfd(bytes: u64) -> File {
-    // SAFETY: the name is a C string; the descriptor is ours alone.
-    let fd = unsafe { libc::memfd_create(c"test-ram".as_ptr(), libc::MFD_CLOEXEC) };
-    assert!(fd >= 0, "memfd_create: {}", io::Error::last_os_error());
-    // SAFETY: as above.
-    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let file = File::from(rustix::fs::memfd_create("test-ram", MemfdFlags::CLOEXEC).unwrap());
     file.set_len(bytes).unwrap();
     file
 }
@@ -140,19 +137,37 @@ fn a_block_that_is_not_there_is_refused() {
 }
 
 #[test]
-fn a_mapping_is_read_from_its_line() {
-    let line = "7f0000000000-7f0040000000 rw-s 00200000 00:01 1042   /memfd:a b (deleted)";
-    let expected = Mapping {
-        start: 0x7f00_0000_0000,
-        end: 0x7f00_4000_0000,
-        shared: true,
-        file_offset: 0x20_0000,
-        inode: 1042,
+fn a_read_runs_over_the_border_of_blocks_that_touch_and_over_no_hole() {
+    let file = memfd(4096);
+    // SAFETY: the file is this test's own and keeps its size.
+    let mut shared = unsafe { MmapMut::map_mut(&file).unwrap() };
+    shared.fill(0x5a);
+    let private = vec![7_u8; 3 * 4096];
+    let mut layout = layout(&[
+        ("node0", 4096, Some(shared.as_ptr() as u64)),
+        ("node1", 3 * 4096, Some(private.as_ptr() as u64)),
+    ]);
+    let of_node1 = |gpa, offset| RamRange {
+        gpa,
+        bytes: 4096,
+        block: 1,
+        offset,
     };
-    assert_eq!(parse_mapping(line), Some(expected));
-    assert_eq!(
-        parse_mapping("7ffd-8000 rw-p 0 00:00 0").map(|map| map.shared),
-        Some(false)
-    );
-    assert_eq!(parse_mapping("garbage"), None);
+    // A hole of the guest's address space that is none in the block, as below 1 MiB.
+    layout.ranges[1] = of_node1(4096, 0);
+    layout.ranges.push(of_node1(3 * 4096, 2 * 4096));
+    let ram = QemuRam::open(own_pid(), layout).unwrap();
+    let mut buf = [0; 6];
+    ram.read(Gpa(4093), &mut buf).unwrap();
+    assert_eq!(buf, [0x5a, 0x5a, 0x5a, 7, 7, 7]);
+    let mut both = [0; 12];
+    ram.read_each(&[Gpa(8), Gpa(4094)], &mut both).unwrap();
+    assert_eq!(both[..8], [0x5a; 8]);
+    assert_eq!(both[8..], [7; 4]);
+    for gpa in [2 * 4096 - 3, 3 * 4096 - 3, 4 * 4096 - 3] {
+        assert!(ram.read(Gpa(gpa), &mut buf).is_err(), "{gpa:#x}");
+        assert!(ram.read_each(&[Gpa(8), Gpa(gpa)], &mut both).is_err());
+    }
+    let mut over_the_hole = [0; 2 * 4096];
+    assert!(ram.read(Gpa(4096 + 2048), &mut over_the_hole).is_err());
 }

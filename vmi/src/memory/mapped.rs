@@ -1,15 +1,17 @@
 //! A file read through a mapping: guest RAM's memfd or file, or a dump. Another process may be
 //! writing to it: bytes are only ever copied out, no reference into the mapping is made. Holes are
 //! read with pread, since touching them through a mapping would allocate pages of the guest's RAM.
-#![allow(unsafe_code)] // Copies out of a mapping that others write to; lseek.
+#![allow(unsafe_code)] // Copies out of a mapping that others write to.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use memmap2::{MmapOptions, MmapRaw};
+use rustix::fs::{SeekFrom, seek};
+
+use crate::memory::hugetlb;
 
 /// Extents of data remembered; what lies behind the last of them is read with pread.
 const DATA_EXTENTS_MAX: usize = 1 << 16;
@@ -38,9 +40,11 @@ impl MappedFile {
             ));
         }
         let data = data_extents(&file, start, end);
+        // Of hugetlbfs a mapping would otherwise reserve pages in the host's pool.
         let map = MmapOptions::new()
             .offset(start)
             .len(length)
+            .no_reserve_swap()
             .map_raw_read_only(&file)?;
         Ok(MappedFile {
             file,
@@ -48,6 +52,21 @@ impl MappedFile {
             start,
             data,
         })
+    }
+
+    /// As [`MappedFile::map`], for RAM that process `pid` has at `hva`.
+    pub(super) fn map_ram(
+        file: File,
+        start: u64,
+        bytes: u64,
+        pid: i32,
+        hva: u64,
+    ) -> io::Result<MappedFile> {
+        let mut mapped = MappedFile::map(file, start, bytes)?;
+        if let Some(page_bytes) = hugetlb::page_bytes(&mapped.file)? {
+            mapped.data = hugetlb::present(pid, hva, bytes, page_bytes).unwrap_or_default();
+        }
+        Ok(mapped)
     }
 
     /// Fills `buf` from `offset` bytes behind the start.
@@ -76,10 +95,10 @@ fn data_extents(file: &File, start: u64, end: u64) -> Vec<Range<u64>> {
     let mut extents = Vec::new();
     let mut at = start;
     while at < end && extents.len() < DATA_EXTENTS_MAX {
-        let Some(data) = seek(file, at, libc::SEEK_DATA) else {
+        let Ok(data) = seek(file, SeekFrom::Data(at)) else {
             break;
         };
-        let hole = seek(file, data, libc::SEEK_HOLE).unwrap_or(end).min(end);
+        let hole = seek(file, SeekFrom::Hole(data)).unwrap_or(end).min(end);
         if data >= hole {
             break;
         }
@@ -87,11 +106,4 @@ fn data_extents(file: &File, start: u64, end: u64) -> Vec<Range<u64>> {
         at = hole;
     }
     extents
-}
-
-fn seek(file: &File, from: u64, whence: libc::c_int) -> Option<u64> {
-    let from = libc::off_t::try_from(from).ok()?;
-    // SAFETY: lseek touches no memory; the descriptor is open, and its position is used by nobody.
-    let at = unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
-    u64::try_from(at).ok()
 }

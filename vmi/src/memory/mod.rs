@@ -2,8 +2,10 @@
 //! fails: no source may fill in zeros for what it could not read.
 
 mod dump;
+mod hugetlb;
 mod live;
 mod mapped;
+mod maps;
 mod process;
 
 use std::io;
@@ -15,7 +17,7 @@ pub use dump::Dump;
 pub use live::QemuRam;
 
 use crate::address::Gpa;
-use crate::layout::{RamLayout, RamRange};
+use crate::layout::{RamLayout, RamRange, range_at};
 
 /// Why guest memory could not be read.
 #[derive(Debug, Error)]
@@ -84,4 +86,35 @@ pub trait LiveMemory: GuestMemory {
     /// # Panics
     /// When `out` is not 4096 bytes a page.
     fn read_block_pages(&self, pages: &[(usize, u64)], out: &mut [u8]) -> Result<(), MemoryError>;
+}
+
+/// Reads a piece of memory that may run over borders of ranges that touch: to the guest, NUMA nodes,
+/// DIMMs and a dump's segments are one. `read` gets a range, the offset of the piece in its block, and
+/// the piece.
+fn read_pieces(
+    ranges: &[RamRange],
+    gpa: Gpa,
+    buf: &mut [u8],
+    mut read: impl FnMut(&RamRange, u64, &mut [u8]) -> Result<(), MemoryError>,
+) -> Result<(), MemoryError> {
+    let outside = MemoryError::NotRam {
+        gpa,
+        bytes: buf.len(),
+    };
+    let (mut at, mut rest) = (gpa.0, buf);
+    loop {
+        let Some(range) = range_at(ranges, at) else {
+            return Err(outside);
+        };
+        let into = at - range.gpa;
+        let length = rest
+            .len()
+            .min(usize::try_from(range.bytes - into).unwrap_or(usize::MAX));
+        let (piece, behind) = rest.split_at_mut(length);
+        read(range, range.offset + into, piece)?;
+        if behind.is_empty() {
+            return Ok(());
+        }
+        (at, rest) = (range.gpa + range.bytes, behind);
+    }
 }
