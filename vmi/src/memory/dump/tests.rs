@@ -161,7 +161,7 @@ fn lime_dumps_that_cannot_be_are_refused() {
     let second_end = 4096 + 32 + 16;
     assert!(with(second_end, &[0; 8]).contains("0x2000-0x0 cannot be"));
     assert!(with(second_end, &[0xff; 8]).contains("cut short"));
-    assert!(with(8 + 4096 + 32, &[0; 2]).contains("overlaps"));
+    assert!(refusal(&lime(&[(0, &[1; 4096]), (2048, &[2; 4096])])).contains("overlaps"));
     assert!(with(16, &[0xff, 0xff, 0xff, 0xff, 0xff]).contains("cut short"));
 }
 
