@@ -19,6 +19,22 @@ pub struct PageTable {
     pub levels: u32,
 }
 
+/// A page of memory that a table maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leaf {
+    /// Guest physical address of its first byte.
+    pub start: Gpa,
+    /// 4 KiB, 2 MiB or 1 GiB.
+    pub bytes: u64,
+}
+
+impl Leaf {
+    /// Guest physical address behind a virtual one that this page maps.
+    pub fn gpa(self, va: Gva) -> Gpa {
+        Gpa(self.start.0 | va.0 & (self.bytes - 1))
+    }
+}
+
 impl PageTable {
     /// From a vCPU's CR3.
     pub fn from_cr3(cr3: u64, levels: u32) -> PageTable {
@@ -28,9 +44,14 @@ impl PageTable {
         }
     }
 
-    /// The guest physical address behind `va`; None where nothing is mapped or `entry`, which reads
-    /// the table entry at an address, says None.
-    pub fn translate(&self, va: Gva, mut entry: impl FnMut(Gpa) -> Option<u64>) -> Option<Gpa> {
+    /// The guest physical address behind `va`; see [`PageTable::leaf`].
+    pub fn translate(&self, va: Gva, entry: impl FnMut(Gpa) -> Option<u64>) -> Option<Gpa> {
+        self.leaf(va, entry).map(|leaf| leaf.gpa(va))
+    }
+
+    /// The page that maps `va`; None where nothing is mapped or `entry`, which reads the table
+    /// entry at an address, says None.
+    pub fn leaf(&self, va: Gva, mut entry: impl FnMut(Gpa) -> Option<u64>) -> Option<Leaf> {
         let mut table = self.root.0;
         for level in (0..self.levels).rev() {
             let shift = 12 + 9 * level;
@@ -41,8 +62,9 @@ impl PageTable {
             }
             let is_page = level == 0 || (matches!(level, 1 | 2) && value & PAGE_SIZE != 0);
             if is_page {
-                let inside = (1 << shift) - 1;
-                return Some(Gpa(value & ADDRESS & !inside | va.0 & inside));
+                let bytes = 1 << shift;
+                let start = Gpa(value & ADDRESS & !(bytes - 1));
+                return Some(Leaf { start, bytes });
             }
             table = value & ADDRESS;
         }

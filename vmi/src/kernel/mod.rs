@@ -6,6 +6,7 @@ mod dentry;
 mod list;
 mod mapping;
 mod space;
+mod tlb;
 mod xarray;
 
 use profiles::{Field, Layouts};

@@ -2,18 +2,15 @@
 //! tables for everything else. A read that meets memory that is not there fails with its address.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 
 use profiles::Field;
 use thiserror::Error;
 
 use crate::address::{Gpa, Gva, PAGE_BYTES};
 use crate::cache::FrameCache;
+use crate::kernel::tlb::Tlb;
 use crate::memory::GuestMemory;
 use crate::paging::PageTable;
-
-/// Translations kept: 16 MiB of table. When full, all are dropped.
-const TRANSLATIONS_MAX: usize = 1 << 20;
 
 /// A pointer that leads nowhere: the guest's, or one that was read torn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -26,8 +23,9 @@ pub(crate) struct Space<'m> {
     table: PageTable,
     /// Start and length of the direct mapping of all physical memory, once it is known.
     direct_map: Option<(u64, u64)>,
-    cache: RefCell<FrameCache>,
-    translations: RefCell<HashMap<u64, Option<Gpa>>>,
+    /// For memory of which a small read is dear.
+    cache: Option<RefCell<FrameCache>>,
+    tlb: RefCell<Tlb>,
 }
 
 impl<'m> Space<'m> {
@@ -36,8 +34,8 @@ impl<'m> Space<'m> {
             mem,
             table,
             direct_map: None,
-            cache: RefCell::new(FrameCache::new()),
-            translations: RefCell::new(HashMap::new()),
+            cache: (!mem.is_mapped()).then(|| RefCell::new(FrameCache::new())),
+            tlb: RefCell::new(Tlb::new()),
         }
     }
 
@@ -69,8 +67,10 @@ impl<'m> Space<'m> {
 
     /// Forgets what was read, so that it is read anew.
     pub(crate) fn forget(&self) {
-        self.cache.borrow_mut().clear();
-        self.translations.borrow_mut().clear();
+        if let Some(cache) = &self.cache {
+            cache.borrow_mut().clear();
+        }
+        *self.tlb.borrow_mut() = Tlb::new();
     }
 
     /// Guest physical address of a virtual one.
@@ -81,27 +81,24 @@ impl<'m> Space<'m> {
         {
             return Some(Gpa(gpa));
         }
-        let page = at.0 / PAGE_BYTES;
-        let known = self.translations.borrow().get(&page).copied();
-        let frame = known.unwrap_or_else(|| {
-            let frame = self.table.translate(Gva(page * PAGE_BYTES), |entry| {
+        let known = self.tlb.borrow().get(at);
+        known.or_else(|| {
+            let leaf = self.table.leaf(at, |entry| {
                 let mut value = [0; 8];
                 self.read_physical(entry, &mut value)?;
                 Some(u64::from_le_bytes(value))
-            });
-            let mut translations = self.translations.borrow_mut();
-            if translations.len() == TRANSLATIONS_MAX {
-                translations.clear();
-            }
-            translations.insert(page, frame);
-            frame
-        });
-        frame.map(|frame| Gpa(frame.0 + at.0 % PAGE_BYTES))
+            })?;
+            self.tlb.borrow_mut().insert(at, leaf);
+            Some(leaf.gpa(at))
+        })
     }
 
     /// Fills `buf`, which must not cross a page, from guest physical memory.
     pub(crate) fn read_physical(&self, at: Gpa, buf: &mut [u8]) -> Option<()> {
-        self.cache.borrow_mut().read(self.mem, at, buf)
+        match &self.cache {
+            Some(cache) => cache.borrow_mut().read(self.mem, at, buf),
+            None => self.mem.read(at, buf).ok(),
+        }
     }
 
     /// Fills `buf` from virtual memory.

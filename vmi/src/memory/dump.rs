@@ -102,6 +102,10 @@ impl GuestMemory for Dump {
     fn ranges(&self) -> &[RamRange] {
         &self.ranges
     }
+
+    fn is_mapped(&self) -> bool {
+        true
+    }
 }
 
 fn raw_ranges(head: &[u8], bytes: u64) -> Result<Vec<RamRange>, String> {

@@ -110,6 +110,10 @@ impl GuestMemory for QemuRam {
         &self.layout.ranges
     }
 
+    fn is_mapped(&self) -> bool {
+        self.mapped_bytes() == self.layout.ram_bytes()
+    }
+
     fn read_each(&self, gpas: &[Gpa], out: &mut [u8]) -> Result<(), MemoryError> {
         let each = out.len() / gpas.len().max(1);
         let pieces: Option<Vec<(usize, u64)>> =

@@ -54,6 +54,12 @@ pub trait GuestMemory: Send + Sync {
     /// Guest RAM, sorted by address.
     fn ranges(&self) -> &[RamRange];
 
+    /// Whether all of it is mapped here, so that a small read costs nanoseconds and it is not worth
+    /// keeping what was read.
+    fn is_mapped(&self) -> bool {
+        false
+    }
+
     /// Fills `out` with the same number of bytes from each address, in order.
     ///
     /// # Errors
