@@ -9,6 +9,8 @@ use thiserror::Error;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
+use crate::types::{Field, Types};
+
 const BTF_MAGIC: u16 = 0xeb9f;
 
 const KIND_INT: u32 = 1;
@@ -75,6 +77,21 @@ impl RawType {
         self.info.get() >> 24 & 0x1f
     }
 
+    /// Of a struct: its members' offsets tell bit-fields.
+    fn kind_flag(&self) -> bool {
+        self.info.get() >> 31 == 1
+    }
+
+    /// Bit offset of a member, and its width where it is a bit-field.
+    fn member_offset(&self, member: &RawMember) -> (u32, u32) {
+        let offset = member.offset.get();
+        if self.kind_flag() {
+            (offset & 0xff_ffff, offset >> 24)
+        } else {
+            (offset, 0)
+        }
+    }
+
     fn vlen(&self) -> usize {
         (self.info.get() & 0xffff) as usize
     }
@@ -123,30 +140,41 @@ struct RawEnum64 {
     high: U32,
 }
 
-/// Where a member is in its struct, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Field {
-    pub offset: u32,
-    pub size: u32,
-}
-
-/// An index over one BTF blob.
+/// An index over one BTF blob: a kernel's, or a module's, which continues its kernel's type ids and
+/// strings (split BTF). A module's answers for its own types only.
 #[derive(Debug)]
 pub struct Btf<'a> {
+    base: Option<&'a Btf<'a>>,
     types: &'a [u8],
     strings: &'a [u8],
-    /// Byte offset of type `id` in `types`, at `id - 1`: type 0 is void.
+    /// The first type's id, and where in all strings `strings` begin: what the base has is below.
+    first_id: u32,
+    first_string: u32,
+    /// Byte offset of type `first_id + i` in `types`.
     offsets: Vec<u32>,
     structs: HashMap<&'a [u8], u32>,
     enums: HashMap<&'a [u8], u32>,
+    unnamed_enums: Vec<u32>,
 }
 
 impl<'a> Btf<'a> {
-    /// Indexes a blob as it lies between `__start_BTF` and `__stop_BTF`.
+    /// Indexes a blob as it lies between `__start_BTF` and `__stop_BTF`, or in the section .BTF.
     ///
     /// # Errors
     /// When it is not BTF, is cut short, or holds a kind whose length is not known.
     pub fn parse(data: &'a [u8]) -> Result<Btf<'a>, BtfError> {
+        Btf::new(data, None)
+    }
+
+    /// Indexes the BTF of a module of the kernel that `base` describes.
+    ///
+    /// # Errors
+    /// As for [`Btf::parse`].
+    pub fn parse_split(data: &'a [u8], base: &'a Btf<'a>) -> Result<Btf<'a>, BtfError> {
+        Btf::new(data, Some(base))
+    }
+
+    fn new(data: &'a [u8], base: Option<&'a Btf<'a>>) -> Result<Btf<'a>, BtfError> {
         let truncated = |what| BtfError::Truncated(what, data.len());
         let (header, _) = Header::ref_from_prefix(data).map_err(|_| truncated("the header"))?;
         if header.magic.get() != BTF_MAGIC {
@@ -159,12 +187,25 @@ impl<'a> Btf<'a> {
             let start = (header.hdr_len.get() as usize).checked_add(offset.get() as usize)?;
             data.get(start..start.checked_add(length.get() as usize)?)
         };
+        let end = |base: &Btf<'_>| {
+            let id = base.first_id.checked_add(base.offsets.len() as u32)?;
+            let string = base.first_string.checked_add(base.strings.len() as u32)?;
+            Some((id, string))
+        };
+        // Type 0 is void.
+        let (first_id, first_string) = base
+            .map_or(Some((1, 0)), end)
+            .ok_or(truncated("a split of this size"))?;
         let mut btf = Btf {
+            base,
+            first_id,
+            first_string,
             types: section(header.type_off, header.type_len).ok_or(truncated("the types"))?,
             strings: section(header.str_off, header.str_len).ok_or(truncated("the strings"))?,
             offsets: Vec::new(),
             structs: HashMap::new(),
             enums: HashMap::new(),
+            unnamed_enums: Vec::new(),
         };
         btf.index()?;
         Ok(btf)
@@ -177,7 +218,7 @@ impl<'a> Btf<'a> {
             let Ok((raw, rest)) = RawType::ref_from_prefix(&self.types[at..]) else {
                 return Err(truncated);
             };
-            let id = self.offsets.len() as u32 + 1;
+            let id = self.first_id.saturating_add(self.offsets.len() as u32);
             let trailing = raw.trailing().ok_or(BtfError::UnknownKind {
                 id,
                 kind: raw.kind(),
@@ -186,66 +227,43 @@ impl<'a> Btf<'a> {
                 return Err(truncated);
             }
             self.offsets.push(at as u32);
+            let name = self.string(raw.name_off.get());
             let names = match raw.kind() {
                 KIND_STRUCT | KIND_UNION => Some(&mut self.structs),
                 KIND_ENUM | KIND_ENUM64 => Some(&mut self.enums),
                 _ => None,
             };
-            let name = string(self.strings, raw.name_off.get());
-            if let (Some(names), Some(name)) = (names, name)
-                && !name.is_empty()
-            {
-                names.entry(name).or_insert(id);
+            if let (Some(names), Some(name)) = (names, name) {
+                match (name.is_empty(), raw.kind()) {
+                    (false, _) => _ = names.entry(name).or_insert(id),
+                    (true, KIND_ENUM | KIND_ENUM64) => self.unnamed_enums.push(id),
+                    (true, _) => {}
+                }
             }
             at += size_of::<RawType>() + trailing;
         }
         Ok(())
     }
 
-    /// Whether a struct or union of this name is described.
-    pub fn has_struct(&self, name: &str) -> bool {
-        self.structs.contains_key(name.as_bytes())
-    }
-
-    /// Size of a struct or union in bytes.
-    pub fn struct_size(&self, name: &str) -> Option<u32> {
-        let (raw, _) = self.raw(*self.structs.get(name.as_bytes())?)?;
-        Some(raw.size_or_type.get())
-    }
-
-    /// A member of a struct or union, also one that sits in anonymous structs or unions of it.
-    /// Bit fields and members without a size of their own (flexible arrays) have size 0.
-    pub fn field(&self, name: &str, member: &str) -> Option<Field> {
-        let id = *self.structs.get(name.as_bytes())?;
-        let mut budget = MEMBERS_MAX;
-        let (bits, type_id) =
-            self.find_member(id, member.as_bytes(), ANONYMOUS_DEPTH_MAX, &mut budget)?;
-        let size = self.size_of(type_id, INDIRECTIONS_MAX).unwrap_or(0);
-        (bits % 8 == 0).then_some(Field {
-            offset: bits / 8,
-            size,
-        })
-    }
-
-    /// Value of a constant in a named enum.
-    pub fn enumerator(&self, name: &str, constant: &str) -> Option<i64> {
-        let (raw, rest) = self.raw(*self.enums.get(name.as_bytes())?)?;
-        let named = |name_off: U32| {
-            string(self.strings, name_off.get()).is_some_and(|n| n == constant.as_bytes())
-        };
+    fn constant(&self, id: u32, constant: &str) -> Option<i64> {
+        let (raw, rest) = self.raw(id)?;
+        let named = |name_off: U32| self.string(name_off.get()) == Some(constant.as_bytes());
         if raw.kind() == KIND_ENUM64 {
             let (values, _) = <[RawEnum64]>::ref_from_prefix_with_elems(rest, raw.vlen()).ok()?;
             let value = values.iter().find(|v| named(v.name_off))?;
             Some((u64::from(value.high.get()) << 32 | u64::from(value.low.get())) as i64)
         } else {
             let (values, _) = <[RawEnum]>::ref_from_prefix_with_elems(rest, raw.vlen()).ok()?;
-            let value = values.iter().find(|v| named(v.name_off))?;
-            Some(i64::from(value.value.get() as i32))
+            let value = values.iter().find(|v| named(v.name_off))?.value.get();
+            Some(i64::from(value as i32))
         }
     }
 
     fn raw(&self, id: u32) -> Option<(&'a RawType, &'a [u8])> {
-        let offset = *self.offsets.get((id as usize).checked_sub(1)?)?;
+        let Some(own) = id.checked_sub(self.first_id) else {
+            return self.base?.raw(id);
+        };
+        let offset = *self.offsets.get(own as usize)?;
         RawType::ref_from_prefix(self.types.get(offset as usize..)?).ok()
     }
 
@@ -261,19 +279,13 @@ impl<'a> Btf<'a> {
         if !matches!(raw.kind(), KIND_STRUCT | KIND_UNION) {
             return None;
         }
-        let has_bit_fields = raw.info.get() >> 31 == 1;
         let (members, _) = <[RawMember]>::ref_from_prefix_with_elems(rest, raw.vlen()).ok()?;
         for member in members {
             *budget = budget.checked_sub(1)?;
-            let offset = member.offset.get();
-            let offset = if has_bit_fields {
-                offset & 0xff_ffff
-            } else {
-                offset
-            };
-            let name = string(self.strings, member.name_off.get())?;
+            let (offset, bit_field) = raw.member_offset(member);
+            let name = self.string(member.name_off.get())?;
             if name == wanted {
-                return Some((offset, member.type_id.get()));
+                return (bit_field == 0).then_some((offset, member.type_id.get()));
             }
             if name.is_empty() && depth > 0 {
                 let found = self.find_member(member.type_id.get(), wanted, depth - 1, budget);
@@ -283,6 +295,15 @@ impl<'a> Btf<'a> {
             }
         }
         None
+    }
+
+    /// The string at `offset`, without its NUL.
+    fn string(&self, offset: u32) -> Option<&'a [u8]> {
+        let Some(own) = offset.checked_sub(self.first_string) else {
+            return self.base?.string(offset);
+        };
+        let tail = self.strings.get(own as usize..)?;
+        Some(&tail[..tail.iter().position(|&b| b == 0)?])
     }
 
     /// The type behind typedefs and qualifiers.
@@ -316,10 +337,31 @@ impl<'a> Btf<'a> {
     }
 }
 
-/// The string at `offset`, without its NUL.
-fn string(strings: &[u8], offset: u32) -> Option<&[u8]> {
-    let tail = strings.get(offset as usize..)?;
-    Some(&tail[..tail.iter().position(|&b| b == 0)?])
+impl Types for Btf<'_> {
+    fn struct_size(&self, name: &str) -> Option<u32> {
+        let (raw, _) = self.raw(*self.structs.get(name.as_bytes())?)?;
+        Some(raw.size_or_type.get())
+    }
+
+    fn field(&self, name: &str, member: &str) -> Option<Field> {
+        let id = *self.structs.get(name.as_bytes())?;
+        let mut budget = MEMBERS_MAX;
+        let (bits, type_id) =
+            self.find_member(id, member.as_bytes(), ANONYMOUS_DEPTH_MAX, &mut budget)?;
+        let size = self.size_of(type_id, INDIRECTIONS_MAX).unwrap_or(0);
+        (bits % 8 == 0).then_some(Field {
+            offset: bits / 8,
+            size,
+        })
+    }
+
+    fn enumerator(&self, name: &str, constant: &str) -> Option<i64> {
+        if name.is_empty() {
+            let mut unnamed = self.unnamed_enums.iter();
+            return unnamed.find_map(|&id| self.constant(id, constant));
+        }
+        self.constant(*self.enums.get(name.as_bytes())?, constant)
+    }
 }
 
 #[cfg(test)]

@@ -6,10 +6,12 @@ pub mod btf;
 pub mod image;
 pub mod kallsyms;
 pub mod layout;
+pub mod types;
 pub mod vmcoreinfo;
 
-pub use btf::{Btf, BtfError, Field};
+pub use btf::{Btf, BtfError};
 pub use image::Image;
 pub use kallsyms::{Kallsyms, KallsymsError};
 pub use layout::{Layouts, MissingFields};
+pub use types::{Field, Layers, Types};
 pub use vmcoreinfo::Vmcoreinfo;

@@ -1,12 +1,12 @@
 //! A guest made by hand, for tests: RAM in which tests build the kernel's structs field by field,
 //! with layouts of no real kernel, so that nothing can lean on a known offset.
 
-use profiles::Field;
 use profiles::layout::{
-    AddressSpace, BdevInode, BlockDevice, BufferHead, Dentry, Device, Ext4InodeInfo,
-    FileSystemType, FolioOrder, Gendisk, Inode, Kobject, Layouts, ListHead, Page, PageFlags, Qstr,
-    SuperBlock, XaNode, Xarray,
+    AddressSpace, BdevInode, BlockDevice, BufferHead, Dentry, Device, Ext4, Ext4InodeInfo,
+    FileSystemType, FolioOrder, Gendisk, Inode, Kobject, Layouts, ListHead, Page, PageFlags,
+    Partition, Qstr, RbNode, RbRoot, SuperBlock, XaNode, Xarray,
 };
+use profiles::{Field, MissingFields};
 
 use crate::address::{Gpa, Gva, PAGE_BYTES};
 use crate::kernel::{Kernel, KernelInfo, Space};
@@ -203,7 +203,7 @@ impl MockGuest {
 
     /// A regular file of ext4 with these i_data.
     pub(crate) fn ext4_file(&mut self, sb: Gva, size_bytes: u64, i_data: &[u8; 60]) -> Gva {
-        let layout = self.layouts.ext4_inode_info.unwrap();
+        let layout = self.layouts.ext4.as_ref().unwrap().inode_info;
         let info = self.alloc(layout.size);
         let inode = info.offset(layout.vfs_inode.offset.into());
         self.inode_at(inode, sb, S_IFREG, size_bytes);
@@ -213,7 +213,7 @@ impl MockGuest {
     }
 
     pub(crate) fn set_ext4_flags(&mut self, inode: Gva, flags: u64) {
-        let layout = self.layouts.ext4_inode_info.unwrap();
+        let layout = self.layouts.ext4.as_ref().unwrap().inode_info;
         self.put(
             inode.container(layout.vfs_inode.offset),
             layout.i_flags,
@@ -232,7 +232,7 @@ impl MockGuest {
         self.write(at, name.as_bytes());
         let bdev = self.block_device(bdev_sb, disk, 0, bytes);
         self.put(disk, self.layouts.gendisk.part0, bdev.0);
-        let mut device = bdev.offset(self.layouts.block_device.bd_device.offset.into());
+        let mut device = bdev.offset(BD_DEVICE.offset.into());
         for (level, name) in [name, "virtio0", pci, "pci0000:00"].into_iter().enumerate() {
             if level > 0 {
                 let parent = self.alloc(self.layouts.device.size);
@@ -259,8 +259,8 @@ impl MockGuest {
         let bdev = both.offset(layout.bdev.offset.into());
         let layout = self.layouts.block_device;
         self.put(bdev, layout.bd_disk, disk.0);
-        self.put(bdev, layout.bd_start_sect, start / 512);
-        self.put(bdev, layout.bd_nr_sectors, bytes / 512);
+        self.put(bdev, BD_START_SECT, start / 512);
+        self.put(bdev, BD_NR_SECTORS, bytes / 512);
         bdev
     }
 
@@ -410,7 +410,12 @@ pub(crate) fn index_bytes(entries: &[(u32, u64)], max: u16, depth: u16) -> Vec<u
     bytes
 }
 
-fn field(offset: u32, size: u32) -> Field {
+// Members of block_device that older kernels keep elsewhere.
+const BD_START_SECT: Field = field(16, 8);
+pub(crate) const BD_NR_SECTORS: Field = field(24, 8);
+const BD_DEVICE: Field = field(64, 128);
+
+const fn field(offset: u32, size: u32) -> Field {
     Field { offset, size }
 }
 
@@ -495,11 +500,13 @@ fn layouts() -> Layouts {
         block_device: BlockDevice {
             size: 200,
             bd_disk: field(8, 8),
-            bd_start_sect: field(16, 8),
-            bd_nr_sectors: field(24, 8),
-            bd_device: field(64, 128),
             bd_holders: Some(field(40, 4)),
             bd_holder: None,
+        },
+        partition: Partition::BlockDevice {
+            bd_start_sect: BD_START_SECT,
+            bd_nr_sectors: BD_NR_SECTORS,
+            bd_device: BD_DEVICE,
         },
         gendisk: Gendisk {
             size: 128,
@@ -526,11 +533,25 @@ fn layouts() -> Layouts {
             name: field(8, 8),
             len: field(4, 4),
         },
-        ext4_inode_info: Some(Ext4InodeInfo {
-            size: 512,
-            i_data: field(0, 60),
-            i_flags: field(72, 8),
-            vfs_inode: field(128, 256),
+        rb_node: RbNode {
+            size: 24,
+            rb_left: field(16, 8),
+            rb_right: field(8, 8),
+        },
+        rb_root: RbRoot {
+            size: 8,
+            rb_node: field(0, 8),
+        },
+        ext4: Ok(Ext4 {
+            inode_info: Ext4InodeInfo {
+                size: 512,
+                i_data: field(0, 60),
+                i_flags: field(72, 8),
+                vfs_inode: field(128, 256),
+            },
         }),
+        xfs: Err(MissingFields(vec!["struct xfs_inode".into()])),
+        btrfs: Err(MissingFields(vec!["struct btrfs_inode".into()])),
+        dm: Err(MissingFields(vec!["struct mapped_device".into()])),
     }
 }

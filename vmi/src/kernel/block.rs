@@ -1,6 +1,8 @@
 //! Block devices (block/bdev.c, include/linux/blk_types.h): a partition's place on its disk, and
 //! which disk of the machine that is, told by the names of its parents up to the PCI device.
 
+use profiles::layout::Partition;
+
 use crate::address::{Gpa, Gva, PAGE_BYTES, Pfn};
 use crate::kernel::{Folio, Inode, Kernel, Unreadable};
 
@@ -71,22 +73,58 @@ impl Kernel<'_> {
             is_held |= self.uint(bdev, field)? != 0;
         }
         let gendisk = self.pointer(bdev, layout.bd_disk)?;
+        let part0 = self.layouts.gendisk.part0;
+        let (part, whole, start, length) = match self.layouts.partition {
+            Partition::BlockDevice {
+                bd_start_sect,
+                bd_nr_sectors,
+                ..
+            } => {
+                let whole = self.pointer(gendisk, part0)?;
+                (bdev, whole, bd_start_sect, bd_nr_sectors)
+            }
+            Partition::HdStruct {
+                bd_part,
+                start_sect,
+                nr_sects,
+                ..
+            } => {
+                let whole = gendisk.offset(part0.offset.into());
+                (self.pointer(bdev, bd_part)?, whole, start_sect, nr_sects)
+            }
+        };
+        // No hd_struct, no disk: nobody has the device open.
+        let sectors_at = |field| match part.is_null() {
+            true => Ok(0),
+            false => sectors(self.uint(part, field)?),
+        };
         Ok(BlockDevice {
             gendisk,
-            is_whole: self.pointer(gendisk, self.layouts.gendisk.part0)? == bdev,
-            start: sectors(self.uint(bdev, layout.bd_start_sect)?)?,
-            bytes: sectors(self.uint(bdev, layout.bd_nr_sectors)?)?,
+            is_whole: part == whole,
+            start: sectors_at(start)?,
+            bytes: sectors_at(length)?,
             is_held,
         })
     }
 
     pub(crate) fn disk(&self, gendisk: Gva) -> Result<Disk, Unreadable> {
-        let part0 = self.pointer(gendisk, self.layouts.gendisk.part0)?;
-        let device = part0.offset(self.layouts.block_device.bd_device.offset.into());
+        let part0 = self.layouts.gendisk.part0;
+        let (part0, length, device) = match self.layouts.partition {
+            Partition::BlockDevice {
+                bd_nr_sectors,
+                bd_device,
+                ..
+            } => (self.pointer(gendisk, part0)?, bd_nr_sectors, bd_device),
+            Partition::HdStruct {
+                nr_sects, device, ..
+            } => (gendisk.offset(part0.offset.into()), nr_sects, device),
+        };
+        let sectors = self.uint(part0, length)?;
+        let device = part0.offset(device.offset.into());
         Ok(Disk {
             gendisk,
             name: self.string_in(gendisk, self.layouts.gendisk.disk_name)?,
-            bytes: self.block_device(part0)?.bytes,
+            bytes: sectors.checked_mul(SECTOR_BYTES).ok_or(Unreadable(part0))?,
             parents: self.device_names(device)?,
         })
     }

@@ -39,11 +39,8 @@ impl Scanner<'_> {
         if inode.is_dax() {
             return Err(Reason::Dax);
         }
-        let layout = self
-            .kernel
-            .layouts
-            .ext4_inode_info
-            .ok_or(Reason::Filesystem)?;
+        let ext4 = self.kernel.layouts.ext4.as_ref();
+        let layout = ext4.map_err(|_| Reason::Filesystem)?.inode_info;
         let torn = |_| Reason::Torn;
         let info = inode.address.container(layout.vfs_inode.offset);
         let flags = self.kernel.uint(info, layout.i_flags).map_err(torn)?;

@@ -366,7 +366,7 @@ fn a_frame_is_in_one_folio() {
 #[test]
 fn a_partition_that_leaves_its_disk_is_refused() {
     let mut sample = Sample::new();
-    let sectors = sample.guest.layouts.block_device.bd_nr_sectors;
+    let sectors = crate::mock::BD_NR_SECTORS;
     let file = sample
         .guest
         .ext4_file(sample.ext4, 4096, &leaf(&[(0, 1, 10, false)]));

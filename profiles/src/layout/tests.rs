@@ -1,4 +1,5 @@
 use super::*;
+use crate::Btf;
 use crate::btf::tests::Builder;
 
 const STRUCT: u32 = 4;
@@ -38,10 +39,7 @@ fn order_of(build: impl FnOnce(&mut Builder, u32)) -> FolioOrder {
     build(&mut b, byte);
     let data = b.build();
     let btf = Btf::parse(&data).unwrap();
-    let mut from = Resolver {
-        btf: &btf,
-        missing: Vec::new(),
-    };
+    let mut from = Resolver::new(&btf);
     let page = Page::resolve(&mut from);
     folio_order(&mut from, &page)
 }
@@ -84,10 +82,7 @@ fn flags_are_masks_and_may_be_absent() {
     b.add(ENUM, "pageflags", 3, 4, &names);
     let data = b.build();
     let btf = Btf::parse(&data).unwrap();
-    let mut from = Resolver {
-        btf: &btf,
-        missing: Vec::new(),
-    };
+    let mut from = Resolver::new(&btf);
     let flags = PageFlags::resolve(&mut from);
     assert_eq!(
         (flags.uptodate, flags.dirty, flags.hwpoison),
