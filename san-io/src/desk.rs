@@ -33,7 +33,7 @@ pub(crate) enum Action {
 pub(crate) struct Running {
     pub read: Read,
     started: Instant,
-    /// Starts of this read at the engine.
+    /// Starts of this read at the engine that brought nothing, and the first.
     pub tries: u32,
     block_bytes: usize,
 }
@@ -98,8 +98,8 @@ impl Desk {
             share.retire(op.block);
         } else if let Some(mut running) = self.running.remove(&op.key) {
             match share.judge(&running, &mut op, result) {
-                Verdict::Again => {
-                    running.tries += 1;
+                Verdict::Again { progress } => {
+                    running.tries += u32::from(!progress);
                     self.running.insert(op.key, running);
                     out.push(Action::Start(op));
                 }

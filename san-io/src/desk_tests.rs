@@ -2,7 +2,6 @@
 //! read must be answered once, with the disk's bytes or an error, within the bounds.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -94,7 +93,7 @@ struct Model {
 impl Model {
     fn new() -> Self {
         let info = |disk| DiskInfo {
-            path: Path::new("disk").into(),
+            name: "disk".into(),
             size: SIZES[disk],
             alignment: ALIGNMENTS[disk],
         };

@@ -1,5 +1,5 @@
-//! A disk of the VM: a raw image file or a block device, opened read-only with O_DIRECT. Must
-//! refuse what would be read through the page cache instead.
+//! A disk of the VM: a raw image file or a block device, opened read-only with O_DIRECT, or an NBD
+//! export. Must refuse what would be read through the page cache instead.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
 use crate::error::DiskError;
+use crate::nbd::{self, NbdUri};
 
 /// include/uapi/linux/magic.h
 const TMPFS_MAGIC: i64 = 0x0102_1994;
@@ -20,10 +21,17 @@ const ALIGNMENT_FALLBACK: u32 = 4096;
 /// An opened disk: its size is the one at the time of opening.
 #[derive(Debug)]
 pub struct Disk {
-    pub(crate) file: File,
-    path: Arc<Path>,
+    source: Source,
+    name: Arc<str>,
     size: u64,
     alignment: u32,
+}
+
+/// What an engine reads from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    File(File),
+    Nbd(nbd::Export),
 }
 
 impl Disk {
@@ -47,15 +55,30 @@ impl Disk {
             file_alignment(&file, path)?
         };
         Ok(Self {
-            file,
-            path: path.into(),
+            source: Source::File(file),
+            name: path.to_string_lossy().into(),
             size,
             alignment,
         })
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Connects to an NBD export, which is only ever read. Blocks for at most about 10 s.
+    pub fn connect(uri: &NbdUri) -> Result<Self, DiskError> {
+        let export = nbd::Export::connect(uri).map_err(|source| DiskError::Nbd {
+            uri: uri.to_string(),
+            source,
+        })?;
+        Ok(Self {
+            size: export.size(),
+            alignment: export.alignment(),
+            name: uri.to_string().into(),
+            source: Source::Nbd(export),
+        })
+    }
+
+    /// Its path or URI, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Bytes.
@@ -69,19 +92,12 @@ impl Disk {
         self.alignment
     }
 
-    /// For tests of what no regular file does.
-    #[cfg(test)]
-    pub(crate) fn of_pipe(file: File) -> Self {
-        Self {
-            file,
-            path: Path::new("pipe").into(),
-            size: u64::MAX,
-            alignment: 512,
-        }
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        self.name.clone()
     }
 
-    pub(crate) fn shared_path(&self) -> Arc<Path> {
-        self.path.clone()
+    pub(crate) fn into_source(self) -> Source {
+        self.source
     }
 }
 

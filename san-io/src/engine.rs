@@ -1,14 +1,13 @@
-//! What does the reading: for each disk an io_uring or a few threads, so that a hanging disk holds
-//! up no other. Knows nothing of time, bounds or a disk's end; may get stuck, its caller must not.
+//! What does the reading: for each disk an io_uring, a few threads, or connections to an NBD server,
+//! so that a hanging disk holds up no other. Knows nothing of time, bounds or a disk's end; may get stuck, its caller must not.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use crate::buffer::Block;
-use crate::disk::Disk;
+use crate::disk::Source;
 use crate::reader::Event;
-use crate::{ring, threads};
+use crate::{nbd, ring, threads};
 
 /// One direct read, all aligned, on its way to the engine or back. It owns the memory that the
 /// kernel writes, so that memory lives until the kernel has answered, whoever stopped waiting.
@@ -29,7 +28,7 @@ pub(crate) struct Done {
     pub result: io::Result<usize>,
 }
 
-/// What a [`crate::Reader`] reads with.
+/// What a [`crate::Reader`] reads files and block devices with.
 #[derive(Debug)]
 pub enum EngineKind {
     IoUring,
@@ -50,67 +49,76 @@ impl std::fmt::Display for EngineKind {
     }
 }
 
-/// One engine for each disk. Dropping it lets its threads end, as soon as the kernel has answered
-/// what they have begun.
-pub(crate) enum Engine {
-    Rings(Vec<ring::Handle>),
-    Threads(Vec<threads::Handle>),
+/// One for each disk. Dropping it lets its threads end, as soon as the kernel has answered what they
+/// have begun.
+pub(crate) struct Engine(Vec<DiskEngine>);
+
+enum DiskEngine {
+    Ring(ring::Handle),
+    Threads(threads::Handle),
+    Nbd(nbd::Handle),
 }
 
 impl Engine {
     /// `depth` reads of each disk at a time; the second value is how many are possible.
     pub(crate) fn start(
-        disks: &[Arc<Disk>],
+        disks: Vec<Source>,
         depth: usize,
         want_rings: bool,
         answers: &Sender<Event>,
     ) -> io::Result<(Self, usize, EngineKind)> {
-        let setup = || {
-            disks
-                .iter()
-                .map(|_| ring::setup(depth))
-                .collect::<Result<Vec<_>, _>>()
-        };
-        let why = match want_rings.then(setup) {
-            Some(Ok(rings)) => {
-                let start = |(ring, disk): (_, &Arc<Disk>)| {
-                    ring::start(ring, disk.clone(), answers.clone())
-                };
-                let rings = rings.into_iter().zip(disks).map(start);
-                let rings = Self::Rings(rings.collect::<Result<_, _>>()?);
-                return Ok((rings, depth, EngineKind::IoUring));
+        let files = disks.iter().filter(|disk| matches!(disk, Source::File(_)));
+        let setup = || files.map(|_| ring::setup(depth)).collect::<Result<_, _>>();
+        let (mut rings, depth, kind) = match want_rings.then(setup) {
+            Some(Ok(rings)) => (rings, depth, EngineKind::IoUring),
+            refused => {
+                let why = refused.and_then(Result::err);
+                let kind = EngineKind::Threads { why };
+                (Vec::new(), depth.min(threads::PER_DISK), kind)
             }
-            Some(Err(refused)) => Some(refused),
-            None => None,
         };
-        let depth = depth.min(threads::PER_DISK);
-        let threads = disks
-            .iter()
-            .map(|disk| threads::start(disk, depth, answers));
-        let threads = Self::Threads(threads.collect::<Result<_, _>>()?);
-        Ok((threads, depth, EngineKind::Threads { why }))
+        let start = |disk| {
+            Ok(match disk {
+                Source::Nbd(export) => DiskEngine::Nbd(nbd::start(export, answers)?),
+                Source::File(file) => match rings.pop() {
+                    Some(ring) => DiskEngine::Ring(ring::start(ring, file, answers.clone())?),
+                    None => DiskEngine::Threads(threads::start(file, depth, answers)?),
+                },
+            })
+        };
+        let engines: io::Result<Vec<_>> = disks.into_iter().map(start).collect();
+        Ok((Self(engines?), depth, kind))
     }
 
     /// Err gives the op back: the engine's thread has ended.
     pub(crate) fn read(&mut self, op: Op) -> Result<(), Op> {
-        match self {
-            Self::Rings(rings) => rings[op.disk].read(op),
-            Self::Threads(threads) => threads[op.disk].read(op),
+        match &mut self.0[op.disk] {
+            DiskEngine::Ring(ring) => ring.read(op),
+            DiskEngine::Threads(threads) => threads.read(op),
+            DiskEngine::Nbd(nbd) => {
+                nbd.read(op);
+                Ok(())
+            }
         }
     }
 
-    /// Asks the kernel to give up a read. It may not be able to.
+    /// Asks for a read to be given up. That may not be possible.
     pub(crate) fn cancel(&mut self, disk: usize, key: u64) {
-        match self {
-            Self::Rings(rings) => rings[disk].cancel(key),
-            Self::Threads(_) => {} // pread(2) cannot be cancelled
+        match &mut self.0[disk] {
+            DiskEngine::Ring(ring) => ring.cancel(key),
+            // Neither pread(2) nor NBD knows how.
+            DiskEngine::Threads(_) | DiskEngine::Nbd(_) => {}
         }
     }
 
-    /// Makes the engine look at what it was given since the last time.
+    /// Makes the engines look at what they were given since the last time.
     pub(crate) fn wake(&mut self) {
-        if let Self::Rings(rings) = self {
-            rings.iter_mut().for_each(ring::Handle::wake);
+        for engine in &mut self.0 {
+            match engine {
+                DiskEngine::Ring(ring) => ring.wake(),
+                DiskEngine::Threads(_) => {}
+                DiskEngine::Nbd(nbd) => nbd.wake(),
+            }
         }
     }
 }

@@ -2,10 +2,12 @@
 //! errno into a string: the operating system's error stays the source.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-/// A path that cannot be read as a disk.
+use crate::nbd::NbdError;
+
+/// A path or NBD export that cannot be read as a disk.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     #[error("cannot open disk {path}")]
@@ -19,6 +21,8 @@ pub enum DiskError {
          stale: put the image on a file system with O_DIRECT or on a block device"
     )]
     NoDirectIo { path: PathBuf, why: &'static str },
+    #[error("cannot read {uri}")]
+    Nbd { uri: String, source: NbdError },
 }
 
 /// Options that make no sense, or a host that gives neither io_uring nor threads.
@@ -46,7 +50,8 @@ pub enum SubmitError {
 /// Where a read failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    pub path: Arc<Path>,
+    /// The disk's path or URI.
+    pub disk: Arc<str>,
     /// Bytes, as asked.
     pub offset: u64,
     /// Bytes, as asked.
@@ -58,9 +63,7 @@ impl std::fmt::Display for Place {
         write!(
             f,
             "{}: {} bytes at offset {}",
-            self.path.display(),
-            self.len,
-            self.offset
+            self.disk, self.len, self.offset
         )
     }
 }

@@ -1,9 +1,9 @@
 //! Reads shared storage past the host's page cache, never through it: that cache may be older
 //! than what the other host wrote. A stalled read is abandoned, never waited for.
 //!
-//! A [`Disk`] is a raw image file or a block device, opened read-only with O_DIRECT. A [`Reader`]
-//! serves any number of disks with a bounded queue each, by io_uring or, where the kernel forbids
-//! that, by threads. Each accepted [`Read`] gives exactly one [`Completed`] to the sink.
+//! A [`Disk`] is a raw image file or a block device, opened read-only with O_DIRECT, or an export of
+//! an NBD server. A [`Reader`] serves any number of disks with a bounded queue each: files by io_uring
+//! or, where the kernel forbids that, by threads, exports over their connections. Each accepted [`Read`] gives exactly one [`Completed`] to the sink.
 //!
 //! ```no_run
 //! use san_io::{Completed, Disk, Options, Read, Reader};
@@ -25,6 +25,7 @@ mod disk;
 mod engine;
 mod error;
 mod fault;
+mod nbd;
 mod reader;
 mod ring;
 mod share;
@@ -37,6 +38,7 @@ pub use disk::Disk;
 pub use engine::EngineKind;
 pub use error::{DiskError, Place, ReadError, StartError, SubmitError};
 pub use fault::Fault;
+pub use nbd::{NbdError, NbdUri, NbdUriError};
 pub use reader::Reader;
 
 /// The guest's page size: a read may reach past a disk's end by less than this, see [`Read`].

@@ -52,17 +52,19 @@ impl Reader {
         sink: impl FnMut(Completed) + Send + 'static,
     ) -> Result<Self, StartError> {
         check(&options, &disks)?;
-        let disks: Vec<Arc<Disk>> = disks.into_iter().map(Arc::new).collect();
+        let infos: Vec<DiskInfo> = disks.iter().map(DiskInfo::from).collect();
+        let sources = disks.into_iter().map(Disk::into_source).collect();
         let (events, inbox) = channel();
-        let (engine, depth, kind) = Engine::start(&disks, options.depth, options.io_uring, &events)
-            .map_err(StartError::Threads)?;
+        let (engine, depth, kind) =
+            Engine::start(sources, options.depth, options.io_uring, &events)
+                .map_err(StartError::Threads)?;
         let limits = Limits {
             depth,
             bytes_max: options.bytes_in_flight_max,
             stall: Duration::from_millis(options.stall_ms),
         };
         let outstanding = Arc::new(AtomicUsize::new(0));
-        let infos = disks.iter().map(|disk| DiskInfo::from(&**disk)).collect();
+        let capacity = 2 * depth * infos.len().max(1);
         let worker = Worker {
             desk: Desk::new(infos, limits),
             engine,
@@ -75,7 +77,6 @@ impl Reader {
             .name("san-desk".into())
             .spawn(move || worker.run(&inbox))
             .map_err(StartError::Threads)?;
-        let capacity = 2 * depth * disks.len().max(1);
         Ok(Self {
             events,
             outstanding,

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)] // The kernel is handed pointers into blocks.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -14,7 +15,6 @@ use io_uring::{IoUring, opcode, squeue, types};
 use rustix::event::{EventfdFlags, PollFlags, eventfd};
 use rustix::io::Errno;
 
-use crate::disk::Disk;
 use crate::engine::{Done, Op};
 use crate::reader::Event;
 
@@ -90,12 +90,12 @@ pub(crate) fn setup(depth: usize) -> io::Result<IoUring> {
     }
 }
 
-pub(crate) fn start(uring: IoUring, disk: Arc<Disk>, answers: Sender<Event>) -> io::Result<Handle> {
+pub(crate) fn start(uring: IoUring, file: File, answers: Sender<Event>) -> io::Result<Handle> {
     let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let (sender, requests) = channel();
     let ring = Ring {
         uring,
-        disk,
+        file,
         requests,
         wake: wake.clone(),
         answers,
@@ -113,7 +113,7 @@ pub(crate) fn start(uring: IoUring, disk: Arc<Disk>, answers: Sender<Event>) -> 
 
 struct Ring {
     uring: IoUring,
-    disk: Arc<Disk>,
+    file: File,
     requests: Receiver<Request>,
     wake: Arc<OwnedFd>,
     answers: Sender<Event>,
@@ -179,7 +179,7 @@ impl Ring {
     }
 
     fn begin(&mut self, mut op: Op) {
-        let fd = types::Fd(self.disk.file.as_raw_fd());
+        let fd = types::Fd(self.file.as_raw_fd());
         let rest = &mut op.block[op.filled..op.want];
         // Options bound a block to 1 GiB.
         let read = opcode::Read::new(fd, rest.as_mut_ptr(), rest.len() as u32)
@@ -188,7 +188,7 @@ impl Ring {
             .user_data(op.key);
         self.ops.insert(op.key, op);
         // SAFETY: the block does not move with its Op and is kept in self.ops, which not even a
-        // panic drops, until the kernel has answered; the file is kept by self.disk.
+        // panic drops, until the kernel has answered; the file is self's.
         unsafe { self.push(&read) };
     }
 
@@ -232,9 +232,8 @@ mod tests {
     /// that still queue for one of its workers; those at a device it cannot.
     fn reading_a_pipe() -> (OwnedFd, Handle, Receiver<Event>) {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
-        let disk = Arc::new(Disk::of_pipe(reader.into()));
         let (sender, events) = channel();
-        let mut handle = start(setup(2).unwrap(), disk, sender).unwrap();
+        let mut handle = start(setup(2).unwrap(), reader.into(), sender).unwrap();
         let block = Pool::new(1 << 16, 512).take(4096).unwrap();
         let op = Op {
             key: 7,

@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,13 +20,13 @@ use crate::{PAGE_BYTES, Read};
 /// holds up its part of the plan for another `stall_ms`.
 const STALLED_MAX: usize = 8;
 
-/// A read that the kernel interrupts or cuts short is tried again this often.
+/// A read that the kernel interrupts, or that brings nothing new, is tried again this often.
 const TRIES_MAX: u32 = 8;
 
 /// What a disk looks like from here.
 #[derive(Debug, Clone)]
 pub(crate) struct DiskInfo {
-    pub path: Arc<Path>,
+    pub name: Arc<str>,
     pub size: u64,
     pub alignment: u32,
 }
@@ -35,7 +34,7 @@ pub(crate) struct DiskInfo {
 impl From<&Disk> for DiskInfo {
     fn from(disk: &Disk) -> Self {
         Self {
-            path: disk.shared_path(),
+            name: disk.shared_name(),
             size: disk.size(),
             alignment: disk.alignment(),
         }
@@ -70,8 +69,10 @@ pub(crate) enum Verdict {
     Filled {
         start: usize,
     },
-    /// Interrupted or cut short: start it again.
-    Again,
+    /// Interrupted or cut short: start it again. One that brings bytes each time is no repetition.
+    Again {
+        progress: bool,
+    },
     Failed(ReadError),
 }
 
@@ -100,7 +101,7 @@ impl Share {
 
     pub(crate) fn place(&self, read: &Read) -> Place {
         Place {
-            path: self.info.path.clone(),
+            disk: self.info.name.clone(),
             offset: read.offset,
             len: read.len,
         }
@@ -175,7 +176,7 @@ impl Share {
             Err(source) => {
                 let errno = Errno::from_io_error(&source);
                 if again && matches!(errno, Some(Errno::INTR | Errno::AGAIN)) {
-                    return Verdict::Again;
+                    return Verdict::Again { progress: false };
                 }
                 let place = place();
                 return Verdict::Failed(ReadError::Io { place, source });
@@ -189,15 +190,17 @@ impl Share {
             op.block[skip + on_disk..asked_end].fill(0);
             return Verdict::Filled { start: skip };
         }
-        if !again {
+        let before = op.filled - bytes;
+        op.filled -= op.filled % self.info.alignment as usize;
+        let progress = op.filled > before;
+        if !again && !progress {
             let got = op.filled.saturating_sub(skip);
             return Verdict::Failed(ReadError::Short {
                 place: place(),
                 got,
             });
         }
-        op.filled -= op.filled % self.info.alignment as usize;
-        Verdict::Again
+        Verdict::Again { progress }
     }
 
     /// Cannot overflow, whatever is asked: the sum fits a u64, and usize is one on what QEMU

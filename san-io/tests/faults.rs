@@ -26,8 +26,8 @@ fn every_third_read_fails_with_the_place_and_eio() {
                 Ok(bytes) if number % 3 != 0 => assert_eq!(&*bytes, bytes_at(number * 4096, 4096)),
                 Err(ReadError::Io { place, source }) if number % 3 == 0 => {
                     assert_eq!(
-                        (&*place.path, place.offset, place.len),
-                        (&*path, number * 4096, 4096)
+                        (&*place.disk, place.offset, place.len),
+                        (path.to_str().unwrap(), number * 4096, 4096)
                     );
                     assert_eq!(source.raw_os_error(), Some(5));
                 }

@@ -1,0 +1,123 @@
+//! A connected socket, TCP or unix, and one bound on all the time that a handshake takes. Must never
+//! wait longer than that bound while connecting.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType,
+};
+
+use super::uri::Address;
+
+#[derive(Debug)]
+pub(super) struct Socket(OwnedFd);
+
+impl Socket {
+    pub(super) fn connect(address: &Address, until: Instant) -> io::Result<Self> {
+        match address {
+            Address::Tcp { host, port } => {
+                let mut failure = io::Error::other("the host's name has no address");
+                for address in (host.as_str(), *port).to_socket_addrs()? {
+                    match TcpStream::connect_timeout(&address, left(until)?) {
+                        Ok(stream) => {
+                            // Requests are short and must not wait for each other.
+                            stream.set_nodelay(true)?;
+                            return Ok(Self(stream.into()));
+                        }
+                        Err(error) => failure = error,
+                    }
+                }
+                Err(failure)
+            }
+            Address::Unix(path) => {
+                let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+                let fd = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+                let socket = Self(fd);
+                // Bounds connect(2) too, which waits where the server's queue is full.
+                socket.set_timeout(Some(left(until)?))?;
+                rustix::net::connect(&socket.0, &SocketAddrUnix::new(path)?)?;
+                Ok(socket)
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// Of each single read and write; None waits for ever.
+    pub(super) fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        for direction in [Timeout::Recv, Timeout::Send] {
+            set_socket_timeout(&self.0, direction, timeout)?;
+        }
+        Ok(())
+    }
+
+    /// Sends what there is room for now.
+    pub(super) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        Ok(rustix::net::send(&self.0, bytes, flags)?)
+    }
+
+    /// Whoever waits for this socket is told its end.
+    pub(super) fn shut_down(&self) {
+        // Fails only if the other side was first.
+        let _ = rustix::net::shutdown(&self.0, Shutdown::Both);
+    }
+}
+
+impl Read for &Socket {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let (read, _) = rustix::net::recv(&self.0, buf, RecvFlags::empty())?;
+        Ok(read)
+    }
+}
+
+/// A socket until a point in time.
+pub(super) struct Timed<'a> {
+    socket: &'a Socket,
+    until: Instant,
+}
+
+impl<'a> Timed<'a> {
+    pub(super) fn new(socket: &'a Socket, until: Instant) -> Self {
+        Self { socket, until }
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_timeout(Some(left(self.until)?))?;
+        let mut socket = self.socket;
+        socket.read(buf)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.set_timeout(Some(left(self.until)?))?;
+        Ok(rustix::net::send(
+            &self.socket.0,
+            bytes,
+            SendFlags::NOSIGNAL,
+        )?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn left(until: Instant) -> io::Result<Duration> {
+    let left = until.saturating_duration_since(Instant::now());
+    // Zero would mean for ever.
+    if left < Duration::from_millis(1) {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    Ok(left)
+}
