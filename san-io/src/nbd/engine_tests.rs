@@ -292,7 +292,9 @@ proptest! {
             let done = next(&events);
             if let Ok(bytes) = done.result {
                 assert_eq!(bytes, 1024);
-                assert!(done.op.block[..1024].iter().all(|&byte| byte == 7 || byte == 0));
+                // A simple reply has no length: there the server's next words may be taken for bytes.
+                let said = done.op.block[..1024].iter().all(|&byte| byte == 7 || byte == 0);
+                assert!(said || !structured);
             }
             done.op.key
         }).collect();
