@@ -190,14 +190,13 @@ impl Share {
             op.block[skip + on_disk..asked_end].fill(0);
             return Verdict::Filled { start: skip };
         }
-        let before = op.filled - bytes;
+        let (got, before) = (op.filled, op.filled - bytes);
         op.filled -= op.filled % self.info.alignment as usize;
         let progress = op.filled > before;
         if !again && !progress {
-            let got = op.filled.saturating_sub(skip);
             return Verdict::Failed(ReadError::Short {
                 place: place(),
-                got,
+                got: got.saturating_sub(skip),
             });
         }
         Verdict::Again { progress }
