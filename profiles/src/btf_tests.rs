@@ -212,6 +212,55 @@ fn bit_fields_are_no_fields() {
 }
 
 #[test]
+fn a_module_continues_its_kernel() {
+    let mut kernel = Builder::default();
+    let long = kernel.int(8);
+    let inode = kernel.composite(KIND_STRUCT, "inode", 40, &[("i_ino", long, 64)]);
+    let (names, ids) = (kernel.strings.clone(), kernel.count);
+    let base = kernel.build();
+    let base = Btf::parse(&base).unwrap();
+
+    // Its ids and its strings go on where the kernel's end; the name "i_ino" is the kernel's.
+    let mut module = Builder::default();
+    module.name("x");
+    let own = |offset: u32| names.len() as u32 + offset;
+    let i_ino = names.windows(5).position(|name| name == b"i_ino").unwrap() as u32;
+    let (struct_name, member, flag) = (
+        own(module.name("xfs_inode")),
+        own(module.name("i_vnode")),
+        own(module.name("XFS_FLAG")),
+    );
+    module.words(&[struct_name, KIND_STRUCT << 24 | 3, 64]);
+    module.words(&[
+        member,
+        inode,
+        8 * 8,
+        i_ino,
+        long,
+        48 * 8,
+        0,
+        ids + 2,
+        56 * 8,
+    ]);
+    module.words(&[0, KIND_STRUCT << 24 | 1, 8, flag, long, 0]);
+    module.words(&[0, KIND_ENUM << 24 | 1, 4, flag, 5]);
+    let data = module.build();
+    let module = Btf::parse_split(&data, &base).unwrap();
+    let field = |offset, size| Some(Field { offset, size });
+    assert_eq!(module.struct_size("xfs_inode"), Some(64));
+    assert_eq!(module.field("xfs_inode", "i_vnode"), field(8, 40));
+    assert_eq!(module.field("xfs_inode", "i_ino"), field(48, 8));
+    assert_eq!(module.field("xfs_inode", "XFS_FLAG"), field(56, 8));
+    assert_eq!(module.enumerator("", "XFS_FLAG"), Some(5));
+    assert_eq!(module.struct_size("inode"), None, "the kernel's own");
+
+    let both = crate::Layers(vec![&module, &base]);
+    assert_eq!(both.field("inode", "i_ino"), field(8, 8));
+    assert_eq!(both.field("xfs_inode", "i_vnode"), field(8, 40));
+    assert_eq!(both.enumerator("", "absent"), None);
+}
+
+#[test]
 fn what_is_not_known_is_refused_by_name() {
     let mut b = Builder::default();
     b.int(4);
@@ -275,7 +324,13 @@ proptest! {
             }
             let _ = btf.enumerator("pageflags", "PG_dirty");
             let _ = btf.enumerator("wide", "EXTENT_FLAG_FAR");
+            let _ = btf.enumerator("", "PG_dirty");
             let _ = crate::Layouts::resolve(&btf);
+            let whole = sample();
+            if let Ok(split) = Btf::parse_split(&whole, &btf) {
+                let _ = split.field("page", "index");
+                let _ = crate::Layouts::resolve(&split);
+            }
         }
     }
 }

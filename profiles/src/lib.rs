@@ -6,6 +6,9 @@ pub mod btf;
 pub mod image;
 pub mod kallsyms;
 pub mod layout;
+pub mod profile;
+pub mod ready;
+pub mod store;
 pub mod types;
 pub mod vmcoreinfo;
 
@@ -13,5 +16,7 @@ pub use btf::{Btf, BtfError};
 pub use image::Image;
 pub use kallsyms::{Kallsyms, KallsymsError};
 pub use layout::{Layouts, MissingFields};
+pub use profile::{Identity, Profile, ProfileError};
+pub use store::{Store, StoreError};
 pub use types::{Field, Layers, Types};
 pub use vmcoreinfo::Vmcoreinfo;

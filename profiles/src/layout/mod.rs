@@ -6,6 +6,9 @@ use thiserror::Error;
 
 use crate::types::{Field, Layers, Names, Recorder, Recording, Types};
 
+/// Types may be hostile: a struct beyond this is none. The largest that is read has a few KiB.
+const STRUCT_BYTES_MAX: u32 = 1 << 16;
+
 /// Fields, structs or constants that this kernel's types do not have.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("the kernel's types lack {}", .0.join(", "))]
@@ -47,7 +50,9 @@ impl<'a> Resolver<'a> {
         let mut found = members.iter().map(|member| {
             // A member may be called like a keyword of Rust.
             let member = member.strip_prefix("r#").unwrap_or(member);
-            self.types.field(name, member)
+            let field = self.types.field(name, member)?;
+            let end = field.offset.checked_add(field.size)?;
+            (end <= self.types.struct_size(name)?.min(STRUCT_BYTES_MAX)).then_some(field)
         });
         found.find_map(|field| field)
     }
@@ -60,10 +65,12 @@ impl<'a> Resolver<'a> {
     }
 
     fn size(&mut self, name: &str) -> u32 {
-        self.types.struct_size(name).unwrap_or_else(|| {
-            self.missing.push(format!("struct {name}"));
-            0
-        })
+        let size = self.types.struct_size(name);
+        size.filter(|&size| size <= STRUCT_BYTES_MAX)
+            .unwrap_or_else(|| {
+                self.missing.push(format!("struct {name}"));
+                0
+            })
     }
 
     fn bit(&self, of: &str, constant: &str) -> Option<u64> {

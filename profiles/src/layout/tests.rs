@@ -96,3 +96,44 @@ fn flags_are_masks_and_may_be_absent() {
         from.missing
     );
 }
+
+#[test]
+fn a_member_outside_of_its_struct_is_none() {
+    let mut b = Builder::default();
+    let long = b.int(8);
+    b.composite(
+        STRUCT,
+        "list_head",
+        16,
+        &[("next", long, 0), ("prev", long, 9 * 8)],
+    );
+    b.composite(
+        STRUCT,
+        "rb_root",
+        u32::MAX,
+        &[("rb_node", long, 0xffff_ff00)],
+    );
+    let data = b.build();
+    let missing = Layouts::resolve(&Btf::parse(&data).unwrap()).unwrap_err();
+    for name in ["list_head.prev", "struct rb_root", "rb_root.rb_node"] {
+        assert!(missing.0.iter().any(|missing| missing == name), "{missing}");
+    }
+    assert!(!missing.0.iter().any(|missing| missing == "list_head.next"));
+}
+
+#[test]
+fn names_are_asked_for_whatever_is_found() {
+    let names = Layouts::names();
+    let asked = |name: &str| names.structs.contains(name);
+    for name in [
+        "page",
+        "hd_struct",
+        "ext4_inode_info",
+        "xfs_sb",
+        "btrfs_inode",
+        "linear_c",
+    ] {
+        assert!(asked(name), "{name}");
+    }
+    assert!(names.enums["pageflags"].contains("PG_hwpoison"));
+}
