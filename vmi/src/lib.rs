@@ -25,7 +25,10 @@ pub use address::{Gpa, Gva, PAGE_BYTES, Pfn};
 pub use attach::{AttachError, VcpuRegisters, attach};
 pub use kernel::{Kernel, KernelInfo};
 pub use layout::{LayoutError, RamBlock, RamLayout, RamRange};
-pub use memory::{Dump, GuestMemory, LiveMemory, MemoryError, QemuRam};
+pub use memory::{
+    Dump, GuestMemory, LiveMemory, MemflowConnector, MemflowSource, MemoryError, QemuRam,
+    memflow_kvm,
+};
 pub use page_map::Run;
 pub use reason::Reason;
 pub use scan::{

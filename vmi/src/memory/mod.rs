@@ -6,6 +6,8 @@ mod hugetlb;
 mod live;
 mod mapped;
 mod maps;
+mod memflow;
+mod memflow_kvm;
 mod process;
 
 use std::io;
@@ -15,6 +17,8 @@ use thiserror::Error;
 
 pub use dump::Dump;
 pub use live::QemuRam;
+pub use memflow::{MemflowConnector, MemflowSource};
+pub use memflow_kvm::memflow_kvm;
 
 use crate::address::Gpa;
 use crate::layout::{RamLayout, RamRange, range_at};
@@ -41,6 +45,8 @@ pub enum MemoryError {
     File { path: PathBuf, source: io::Error },
     #[error("{}: {problem}", path.display())]
     Format { path: PathBuf, problem: String },
+    #[error("memflow connector: {0}")]
+    Connector(String),
 }
 
 /// What introspection needs of a guest's memory.
