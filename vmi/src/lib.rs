@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod attach;
+mod btrfs;
 mod cache;
 mod ext4;
 mod find;
@@ -20,6 +21,7 @@ mod place;
 pub mod reason;
 pub mod scan;
 mod volume;
+mod xfs;
 
 pub use address::{Gpa, Gva, PAGE_BYTES, Pfn};
 pub use attach::{AttachError, VcpuRegisters, attach};

@@ -18,6 +18,8 @@ pub enum Reason {
     InlineData,
     JournalledData,
     IndirectBlocks,
+    /// The data is on XFS's realtime device.
+    Realtime,
     NotUptodate,
     Dirty,
     Writeback,
@@ -26,6 +28,11 @@ pub enum Reason {
     BeyondSize,
     Hole,
     Unwritten,
+    /// Written, but without a place on disk yet.
+    DelayedAllocation,
+    Compressed,
+    /// A chunk of btrfs that is not in one piece on one device.
+    ChunkProfile,
     /// The page's blocks do not lie behind each other, or do not fill it.
     SplitBlocks,
     /// A block of the extent tree is neither in the guest's cache nor could be read from disk.
@@ -51,6 +58,7 @@ impl Reason {
             Reason::InlineData => "inline data",
             Reason::JournalledData => "journalled data",
             Reason::IndirectBlocks => "indirect blocks",
+            Reason::Realtime => "realtime device",
             Reason::NotUptodate => "not PG_uptodate",
             Reason::Dirty => "PG_dirty",
             Reason::Writeback => "PG_writeback",
@@ -59,6 +67,9 @@ impl Reason {
             Reason::BeyondSize => "beyond i_size",
             Reason::Hole => "hole",
             Reason::Unwritten => "unwritten extent",
+            Reason::DelayedAllocation => "delayed allocation",
+            Reason::Compressed => "compressed",
+            Reason::ChunkProfile => "RAID profile",
             Reason::SplitBlocks => "blocks not adjacent",
             Reason::ExtentBlockUnread => "extent block unread",
             Reason::BadExtents => "bad extents",
