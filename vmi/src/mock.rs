@@ -3,7 +3,7 @@
 
 use profiles::layout::{
     AddressSpace, BdevInode, BlockDevice, BufferHead, Dentry, Device, Ext4, Ext4InodeInfo,
-    FileSystemType, FolioOrder, Gendisk, Inode, Kobject, Layouts, ListHead, Page, PageFlags,
+    FileSystemType, FolioOrder, Gendisk, Inode, Kobject, Layouts, ListHead, Locks, Page, PageFlags,
     Partition, Qstr, RbNode, RbRoot, SuperBlock, XaNode, Xarray,
 };
 use profiles::{Field, MissingFields};
@@ -23,6 +23,7 @@ const HEAP: u64 = 2 << 20;
 /// Frames from here on are for page cache.
 pub(crate) const CACHE_PFN: u64 = (4 << 20) / PAGE_BYTES;
 
+pub(crate) const LOCKED: u64 = 1 << 0;
 pub(crate) const UPTODATE: u64 = 1 << 3;
 pub(crate) const DIRTY: u64 = 1 << 4;
 pub(crate) const WRITEBACK: u64 = 1 << 1;
@@ -478,6 +479,7 @@ fn layouts() -> Layouts {
             mask: 0xff,
         },
         page_flags: PageFlags {
+            locked: LOCKED,
             uptodate: UPTODATE,
             dirty: DIRTY,
             writeback: WRITEBACK,
@@ -541,6 +543,10 @@ fn layouts() -> Layouts {
         rb_root: RbRoot {
             size: 8,
             rb_node: field(0, 8),
+        },
+        locks: Locks {
+            rw_semaphore_count: Some(field(8, 8)),
+            qrwlock_wlocked: Some(field(4, 1)),
         },
         ext4: Ok(Ext4 {
             inode_info: Ext4InodeInfo {

@@ -6,6 +6,8 @@
 pub enum Reason {
     /// The file system is not one whose blocks can be derived.
     Filesystem,
+    /// Neither the guest's memory nor a profile has the types of the file system's module.
+    NoTypes,
     /// A directory, a symbolic link, or a file system's own inode.
     NotRegular,
     /// Cache of a block device that a file system, or someone else, has claimed.
@@ -21,6 +23,8 @@ pub enum Reason {
     /// The data is on XFS's realtime device.
     Realtime,
     NotUptodate,
+    /// Someone is reading, writing or giving up the page.
+    Locked,
     Dirty,
     Writeback,
     PageError,
@@ -40,6 +44,8 @@ pub enum Reason {
     /// The extent tree makes no sense.
     BadExtents,
     BeyondDevice,
+    /// The guest was stopped while it changed the file's extents.
+    Changing,
     /// Read while it changed, or wrong in the guest: the structures contradict each other.
     Torn,
 }
@@ -49,6 +55,7 @@ impl Reason {
     pub fn name(self) -> &'static str {
         match self {
             Reason::Filesystem => "file system not supported",
+            Reason::NoTypes => "no types for the file system",
             Reason::NotRegular => "not S_ISREG",
             Reason::DeviceHeld => "block device in use",
             Reason::NotOnDisk => "not on a PCI disk",
@@ -60,6 +67,7 @@ impl Reason {
             Reason::IndirectBlocks => "indirect blocks",
             Reason::Realtime => "realtime device",
             Reason::NotUptodate => "not PG_uptodate",
+            Reason::Locked => "PG_locked",
             Reason::Dirty => "PG_dirty",
             Reason::Writeback => "PG_writeback",
             Reason::PageError => "PG_error",
@@ -74,6 +82,7 @@ impl Reason {
             Reason::ExtentBlockUnread => "extent block unread",
             Reason::BadExtents => "bad extents",
             Reason::BeyondDevice => "beyond the device",
+            Reason::Changing => "extents being changed",
             Reason::Torn => "torn",
         }
     }

@@ -62,7 +62,6 @@ impl Volume {
         self.segments.last().map_or(0, Segment::end)
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "device mapper, next"))]
     /// How many pieces it is in.
     pub(crate) fn segments(&self) -> usize {
         self.segments.len()
@@ -98,7 +97,6 @@ impl Volume {
         Ok(part)
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "device mapper, next"))]
     /// Puts another volume behind the end.
     pub(crate) fn append(&mut self, other: &Volume) {
         for segment in &other.segments {
@@ -106,7 +104,6 @@ impl Volume {
         }
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "device mapper, next"))]
     /// Puts bytes that are nowhere behind the end.
     pub(crate) fn append_unusable(&mut self, bytes: u64, why: Reason) {
         self.push(bytes, Err(why));

@@ -168,6 +168,7 @@ layouts! {
 /// Bits of `page.flags`, as masks (include/linux/page-flags.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageFlags {
+    pub locked: u64,
     pub uptodate: u64,
     pub dirty: u64,
     pub writeback: u64,
@@ -208,6 +209,16 @@ pub enum Partition {
     },
 }
 
+/// Where locks say that someone is changing what they guard. A kernel with CONFIG_PREEMPT_RT has
+/// neither.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Locks {
+    /// Of struct rw_semaphore; bit 0 is set while a writer holds it.
+    pub rw_semaphore_count: Option<Field>,
+    /// Of struct qrwlock, which a rwlock_t begins with; 0xff while a writer holds it.
+    pub qrwlock_wlocked: Option<Field>,
+}
+
 /// Everything that is read of a kernel's memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layouts {
@@ -234,6 +245,7 @@ pub struct Layouts {
     pub qstr: Qstr,
     pub rb_node: RbNode,
     pub rb_root: RbRoot,
+    pub locks: Locks,
     /// Modules on most kernels: each may be without types, and then says what it lacks.
     pub ext4: Result<Ext4, MissingFields>,
     pub xfs: Result<Xfs, MissingFields>,
@@ -294,6 +306,7 @@ impl Layouts {
             qstr: Qstr::resolve(from),
             rb_node: RbNode::resolve(from),
             rb_root: RbRoot::resolve(from),
+            locks: Locks::resolve(from),
             ext4: Resolver::complete(from.types, Ext4::resolve),
             xfs: Resolver::complete(from.types, Xfs::resolve),
             btrfs: Resolver::complete(from.types, Btrfs::resolve),
@@ -359,9 +372,19 @@ impl Partition {
     }
 }
 
+impl Locks {
+    fn resolve(from: &mut Resolver<'_>) -> Locks {
+        Locks {
+            rw_semaphore_count: from.optional("rw_semaphore", &["count"]),
+            qrwlock_wlocked: from.optional("qrwlock", &["wlocked"]),
+        }
+    }
+}
+
 impl PageFlags {
     fn resolve(from: &mut Resolver<'_>) -> PageFlags {
         PageFlags {
+            locked: from.flag("pageflags", "PG_locked"),
             uptodate: from.flag("pageflags", "PG_uptodate"),
             dirty: from.flag("pageflags", "PG_dirty"),
             writeback: from.flag("pageflags", "PG_writeback"),

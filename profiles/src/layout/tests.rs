@@ -91,8 +91,8 @@ fn flags_are_masks_and_may_be_absent() {
     assert_eq!(flags.error, 0, "a kernel without PG_error");
     assert_eq!(
         from.missing.len(),
-        3,
-        "writeback, head, private: {:?}",
+        4,
+        "locked, writeback, head, private: {:?}",
         from.missing
     );
 }

@@ -104,8 +104,8 @@ pub(crate) struct BlockPtr {
 
 /// Reads blocks of a tree.
 pub(crate) struct Blocks<'a> {
-    /// A block by its logical address; None where it cannot be read, or is being changed.
-    pub(crate) read: &'a mut dyn FnMut(u64) -> Option<Rc<[u8]>>,
+    /// A block by its logical address, or why it cannot be read.
+    pub(crate) read: &'a mut dyn FnMut(u64) -> Result<Rc<[u8]>, Reason>,
     /// Blocks that may still be read.
     pub(crate) budget: &'a mut u64,
 }
@@ -118,7 +118,10 @@ pub(crate) fn extents(root: u64, ino: u64, blocks: &mut Blocks<'_>) -> Vec<Exten
         ino,
         extents: Vec::new(),
     };
-    let whole = ((ino, BTRFS_EXTENT_DATA_KEY, 0), (ino, BTRFS_EXTENT_DATA_KEY + 1, 0));
+    let whole = (
+        (ino, BTRFS_EXTENT_DATA_KEY, 0),
+        (ino, BTRFS_EXTENT_DATA_KEY + 1, 0),
+    );
     // Nobody but the root itself says what its generation and level are.
     let found = search.read(root, blocks).and_then(|bytes| {
         let (header, _) = Header::ref_from_prefix(&bytes).map_err(|_| Reason::BadExtents)?;
@@ -155,7 +158,7 @@ impl Search {
     fn read(&self, bytenr: u64, blocks: &mut Blocks<'_>) -> Result<Rc<[u8]>, Reason> {
         let left = blocks.budget.checked_sub(1);
         *blocks.budget = left.ok_or(Reason::ExtentBlockUnread)?;
-        (blocks.read)(bytenr).ok_or(Reason::ExtentBlockUnread)
+        (blocks.read)(bytenr)
     }
 
     /// Adds the extents in a block whose keys lie in a range; an error adds none.

@@ -136,16 +136,11 @@ impl Kernel<'_> {
         let offset = block.checked_mul(block_bytes)?;
         let mapping = self.inode_of_bdev(bdev).ok()?.mapping;
         for (page, buf) in (offset / PAGE_BYTES..).zip(buf.chunks_mut(PAGE_BYTES as usize)) {
-            let folio = self
-                .folio(self.xa_load(self.i_pages(mapping), page)?)
-                .ok()?;
-            let inside = page
-                .checked_sub(folio.index)
-                .filter(|&inside| inside < folio.pages)?;
+            let (folio, inside) = self.folio_at(mapping, page)?;
             let in_folio = inside * PAGE_BYTES + offset % PAGE_BYTES;
             let uptodate = folio.flags & self.layouts.page_flags.uptodate != 0
                 || self.buffer_uptodate(&folio, in_folio / block_bytes)?;
-            if folio.mapping != mapping || !uptodate {
+            if !uptodate {
                 return None;
             }
             let frame = Pfn(folio.pfn.0.checked_add(inside)?).gpa()?;

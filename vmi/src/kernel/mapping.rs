@@ -2,12 +2,15 @@
 
 use crate::address::Gva;
 use crate::kernel::{Kernel, Unreadable, Walk};
+use crate::reason::Reason;
 
 const S_IFMT: u64 = 0o170_000;
 const S_IFREG: u64 = 0o100_000;
 const S_IFBLK: u64 = 0o060_000;
 /// S_DAX of inode.i_flags: there is no page cache, the pages are the storage.
 const S_DAX: u64 = 1 << 13;
+/// S_ENCRYPTED: the page cache has plain text, the disk has not.
+const S_ENCRYPTED: u64 = 1 << 14;
 
 /// A mounted file system, or one of the kernel's own.
 #[derive(Debug, Clone)]
@@ -46,8 +49,11 @@ impl Inode {
         self.mode & S_IFMT == S_IFBLK
     }
 
-    pub(crate) fn is_dax(&self) -> bool {
-        self.flags & S_DAX != 0
+    /// Why none of its pages is what a disk has, whatever the file system.
+    pub(crate) fn excluded(&self) -> Option<Reason> {
+        let flags = [(S_DAX, Reason::Dax), (S_ENCRYPTED, Reason::Encrypted)];
+        let set = flags.into_iter().find(|(flag, _)| self.flags & flag != 0);
+        set.map(|(_, reason)| reason)
     }
 }
 

@@ -3,8 +3,11 @@
 
 mod block;
 mod dentry;
+mod extent_buffer;
 mod list;
+mod lock;
 mod mapping;
+mod rbtree;
 mod space;
 mod tlb;
 mod xarray;

@@ -156,6 +156,14 @@ impl Kernel<'_> {
         })
     }
 
+    /// The folio in a mapping that holds the page at `index`, and which of its pages that is.
+    pub(crate) fn folio_at(&self, mapping: Gva, index: u64) -> Option<(Folio, u64)> {
+        let page = self.xa_load(self.i_pages(mapping), index)?;
+        let folio = self.folio(page).ok()?;
+        let inside = index.checked_sub(folio.index)?;
+        (folio.mapping == mapping && inside < folio.pages).then_some((folio, inside))
+    }
+
     /// The folio whose head page is at `page`.
     ///
     /// # Errors

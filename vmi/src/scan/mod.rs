@@ -2,12 +2,14 @@
 //! a disk or the reason why it has none. What is torn or odd is counted and left out; it never ends
 //! a scan, and a hostile guest can make it no longer than a guest of its size that tells the truth.
 
+mod btrfs;
 mod claims;
 mod disks;
 mod frames;
 mod place_of;
 mod volumes;
 mod walk;
+mod xfs;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

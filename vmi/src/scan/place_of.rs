@@ -12,9 +12,20 @@ impl Scanner<'_> {
     /// Where the pages of an inode are, or why none of them is anywhere.
     pub(super) fn place(&mut self, sb: &SuperBlock, inode: &Inode) -> Result<Place, Reason> {
         match sb.fs.as_str() {
-            "bdev" => self.place_of_bdev(inode),
+            "bdev" => return self.place_of_bdev(inode),
+            "ext4" | "xfs" | "btrfs" => {}
+            _ => return Err(Reason::Filesystem),
+        }
+        if !inode.is_regular() {
+            return Err(Reason::NotRegular);
+        }
+        if let Some(reason) = inode.excluded() {
+            return Err(reason);
+        }
+        match sb.fs.as_str() {
             "ext4" => self.place_of_ext4(sb, inode),
-            _ => Err(Reason::Filesystem),
+            "xfs" => self.place_of_xfs(sb, inode),
+            _ => self.place_of_btrfs(inode),
         }
     }
 
@@ -33,14 +44,8 @@ impl Scanner<'_> {
     }
 
     fn place_of_ext4(&mut self, sb: &SuperBlock, inode: &Inode) -> Result<Place, Reason> {
-        if !inode.is_regular() {
-            return Err(Reason::NotRegular);
-        }
-        if inode.is_dax() {
-            return Err(Reason::Dax);
-        }
         let ext4 = self.kernel.layouts.ext4.as_ref();
-        let layout = ext4.map_err(|_| Reason::Filesystem)?.inode_info;
+        let layout = ext4.map_err(|_| Reason::NoTypes)?.inode_info;
         let torn = |_| Reason::Torn;
         let info = inode.address.container(layout.vfs_inode.offset);
         let flags = self.kernel.uint(info, layout.i_flags).map_err(torn)?;

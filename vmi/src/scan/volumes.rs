@@ -32,12 +32,19 @@ impl Scanner<'_> {
         Volume::disk(disk, self.disks[disk].bytes).part(bdev.start, bdev.bytes)
     }
 
+    /// The disks, as far as the host can read them.
+    pub(super) fn storage(&self) -> Storage<'_> {
+        Storage {
+            read_disk: self.options.read_disk.as_ref(),
+            disks: &self.guest_disks,
+        }
+    }
+
     /// Reads metadata of the file system on a block device.
     pub(super) fn metadata<'a>(&'a self, bdev: Gva, volume: &'a Volume) -> Metadata<'a> {
         Metadata {
             kernel: self.kernel,
-            read_disk: self.options.read_disk.as_ref(),
-            disks: &self.guest_disks,
+            storage: self.storage(),
             bdev,
             volume,
         }
@@ -47,8 +54,7 @@ impl Scanner<'_> {
 /// Blocks of a device, from its page cache or from the disk below it.
 pub(super) struct Metadata<'a> {
     kernel: &'a Kernel<'a>,
-    read_disk: Option<&'a ReadDisk>,
-    disks: &'a [GuestDisk],
+    storage: Storage<'a>,
     bdev: Gva,
     volume: &'a Volume,
 }
@@ -61,8 +67,21 @@ impl Metadata<'_> {
     }
 
     fn read_from_disk(&self, block: u64, buf: &mut [u8]) -> Option<()> {
-        let bytes = buf.len() as u64;
-        let at = self.volume.at(block.checked_mul(bytes)?, bytes).ok()?;
+        let offset = block.checked_mul(buf.len() as u64)?;
+        self.storage.read(self.volume, offset, buf)
+    }
+}
+
+/// The disks of the machine, read from the host.
+pub(super) struct Storage<'a> {
+    read_disk: Option<&'a ReadDisk>,
+    disks: &'a [GuestDisk],
+}
+
+impl Storage<'_> {
+    /// Fills `buf` with what lies at an offset of a volume, if that is all in one piece.
+    pub(super) fn read(&self, volume: &Volume, offset: u64, buf: &mut [u8]) -> Option<()> {
+        let at = volume.at(offset, buf.len() as u64).ok()?;
         let read = self.read_disk?;
         read(&self.disks[at.disk], at.offset, buf).then_some(())
     }

@@ -9,6 +9,7 @@ use crate::kernel::{Disk, Folio, Inode, Kernel, SuperBlock, Walk};
 use crate::page_map::Builder;
 use crate::place::Place;
 use crate::reason::Reason;
+use crate::scan::btrfs::TreeBlocks;
 use crate::scan::claims::Claims;
 use crate::scan::frames::FrameSet;
 use crate::scan::{CachedFile, FilesystemCounts, GuestDisk, Scan, ScanOptions, Timings};
@@ -20,6 +21,9 @@ const SUPER_BLOCKS_MAX: usize = 1 << 16;
 const INODE_BYTES_MIN: u64 = 512;
 /// Blocks of extent trees read in one scan: 340 extents each.
 const EXTENT_BLOCKS_MAX: u64 = 1 << 20;
+/// A struct extent_map has more bytes than this on every kernel, nodes of other kinds more yet: bounds
+/// those that RAM can hold.
+const EXTENT_STRUCT_BYTES_MIN: u64 = 96;
 /// Walks of a list that changes under the walk.
 const LIST_TRIES: usize = 3;
 
@@ -43,7 +47,7 @@ pub(super) struct Scanner<'s> {
     pub(super) disks: Vec<Disk>,
     pub(super) guest_disks: Vec<GuestDisk>,
     pub(super) claims: Claims,
-    /// By block device.
+    /// By block device, or by btrfs_fs_info.
     pub(super) volumes: HashMap<Gva, Result<Rc<Volume>, Reason>>,
     frames: FrameSet,
     inodes_left: usize,
@@ -52,6 +56,9 @@ pub(super) struct Scanner<'s> {
     nodes_left: u64,
     folios_left: u64,
     pub(super) extent_blocks_left: u64,
+    /// Nodes of XFS's extent trees, extent maps and chunks of btrfs.
+    pub(super) extent_structs_left: u64,
+    pub(super) tree_blocks: TreeBlocks,
     page_map: Builder,
     filesystems: Vec<FilesystemCounts>,
     files: Vec<(Inode, CachedFile)>,
@@ -80,6 +87,8 @@ impl<'s> Scanner<'s> {
             nodes_left: 4 * frames,
             folios_left: 2 * frames,
             extent_blocks_left: EXTENT_BLOCKS_MAX,
+            extent_structs_left: bytes / EXTENT_STRUCT_BYTES_MIN,
+            tree_blocks: TreeBlocks::new(),
             page_map: Builder::default(),
             filesystems: Vec::new(),
             files: Vec::new(),
@@ -245,6 +254,9 @@ impl<'s> Scanner<'s> {
             (is(flags.error), Reason::PageError),
             (is(flags.dirty), Reason::Dirty),
             (is(flags.writeback), Reason::Writeback),
+            // Written to before it is made dirty; and clean, but not under writeback yet, while it
+            // is being submitted.
+            (is(flags.locked), Reason::Locked),
         ]
         .into_iter()
         .find_map(|(holds, reason)| holds.then_some(reason))
