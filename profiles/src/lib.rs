@@ -4,6 +4,7 @@
 
 pub mod btf;
 pub mod image;
+pub mod isf;
 pub mod kallsyms;
 pub mod layout;
 pub mod profile;

@@ -3,6 +3,8 @@
 //! and every descent is bounded. A kind that is not known ends the parse with an error, since its
 //! length is not known either.
 
+pub(crate) mod view;
+
 use std::collections::HashMap;
 
 use thiserror::Error;
@@ -19,6 +21,7 @@ const KIND_ARRAY: u32 = 3;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_ENUM: u32 = 6;
+const KIND_FWD: u32 = 7;
 const KIND_TYPEDEF: u32 = 8;
 const KIND_VOLATILE: u32 = 9;
 const KIND_CONST: u32 = 10;
@@ -99,7 +102,7 @@ impl RawType {
     /// Bytes that follow the common part.
     fn trailing(&self) -> Option<usize> {
         Some(match self.kind() {
-            KIND_PTR | 7..=12 | KIND_FLOAT | KIND_TYPE_TAG => 0,
+            KIND_PTR | KIND_FWD..=12 | KIND_FLOAT | KIND_TYPE_TAG => 0,
             KIND_INT | KIND_VAR | KIND_DECL_TAG => 4,
             KIND_ARRAY => 12,
             KIND_STRUCT | KIND_UNION | KIND_DATASEC | KIND_ENUM64 => 12 * self.vlen(),
@@ -138,6 +141,18 @@ struct RawEnum64 {
     name_off: U32,
     low: U32,
     high: U32,
+}
+
+impl RawEnum {
+    fn get(&self) -> i64 {
+        i64::from(self.value.get() as i32)
+    }
+}
+
+impl RawEnum64 {
+    fn get(&self) -> i64 {
+        (u64::from(self.high.get()) << 32 | u64::from(self.low.get())) as i64
+    }
 }
 
 /// An index over one BTF blob: a kernel's, or a module's, which continues its kernel's type ids and
@@ -250,12 +265,10 @@ impl<'a> Btf<'a> {
         let named = |name_off: U32| self.string(name_off.get()) == Some(constant.as_bytes());
         if raw.kind() == KIND_ENUM64 {
             let (values, _) = <[RawEnum64]>::ref_from_prefix_with_elems(rest, raw.vlen()).ok()?;
-            let value = values.iter().find(|v| named(v.name_off))?;
-            Some((u64::from(value.high.get()) << 32 | u64::from(value.low.get())) as i64)
+            Some(values.iter().find(|value| named(value.name_off))?.get())
         } else {
             let (values, _) = <[RawEnum]>::ref_from_prefix_with_elems(rest, raw.vlen()).ok()?;
-            let value = values.iter().find(|v| named(v.name_off))?.value.get();
-            Some(i64::from(value as i32))
+            Some(values.iter().find(|value| named(value.name_off))?.get())
         }
     }
 
@@ -365,5 +378,4 @@ impl Types for Btf<'_> {
 }
 
 #[cfg(test)]
-#[path = "btf_tests.rs"]
 pub(crate) mod tests;

@@ -64,6 +64,22 @@ impl Builder {
         self.add(kind, name, members.len(), bytes, &words)
     }
 
+    /// As [`Builder::composite`], of members made by [`Builder::bit_field`] and such without width.
+    pub(crate) fn flagged(
+        &mut self,
+        kind: u32,
+        name: &str,
+        bytes: u32,
+        members: &[(&str, u32, u32)],
+    ) -> u32 {
+        self.composite(kind | 1 << 7, name, bytes, members)
+    }
+
+    /// A member's offset that tells a bit-field's width too.
+    pub(crate) fn bit_field(width: u32, bit: u32) -> u32 {
+        width << 24 | bit
+    }
+
     /// What follows an enum of these constants.
     pub(crate) fn enumerators(&mut self, constants: &[(&str, u32)]) -> Vec<u32> {
         constants
@@ -191,20 +207,13 @@ fn enumerators_have_their_values() {
 fn bit_fields_are_no_fields() {
     let mut b = Builder::default();
     let int = b.int(4);
-    let names = [b.name("whole"), b.name("bits")];
-    let kind_flag = 1 << 31 | KIND_STRUCT << 24 | 2;
-    let name = b.name("s");
-    b.words(&[
-        name,
-        kind_flag,
+    let bits = Builder::bit_field(3, 8);
+    b.flagged(
+        KIND_STRUCT,
+        "s",
         8,
-        names[0],
-        int,
-        32,
-        names[1],
-        int,
-        3 << 24 | 5,
-    ]);
+        &[("whole", int, 32), ("bits", int, bits)],
+    );
     let data = b.build();
     let btf = Btf::parse(&data).unwrap();
     assert_eq!(btf.field("s", "whole"), Some(Field { offset: 4, size: 4 }));
