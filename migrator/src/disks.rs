@@ -1,14 +1,15 @@
 //! The VM's disks as QEMU knows them, and which of them a disk of the guest is. A match needs the
 //! same PCI address and the same size, and no second disk with both: nothing is matched by guess.
 
+pub mod image;
+pub mod qemu_nbd;
 pub mod reader;
-
-use std::path::Path;
 
 use serde_json::{Value, json};
 use thiserror::Error;
 use vmi::GuestDisk;
 
+pub use self::image::Image;
 use crate::qmp::{Qmp, QmpError};
 
 /// Devices between a disk and its PCI function, or bridges above it.
@@ -23,10 +24,7 @@ pub struct HostDisk {
     pub pci_address: Option<String>,
     /// Virtual size.
     pub bytes: u64,
-    /// A path where the format is "raw"; else whatever QEMU calls it.
-    pub filename: String,
-    /// "raw" for a local file or device whose bytes are the disk's; else QEMU's driver.
-    pub format: String,
+    pub image: Image,
     /// QEMU uses O_DIRECT (cache=none or directsync).
     pub cache_direct: bool,
     pub node_name: String,
@@ -61,13 +59,11 @@ pub async fn host_disks(qmp: &Qmp) -> Result<Vec<HostDisk>, QmpError> {
         };
         let driver = inserted["drv"].as_str().unwrap_or_default();
         let filename = inserted["image"]["filename"].as_str().unwrap_or_default();
-        let (format, filename) = format_and_path(driver, filename, qmp.peer_pid());
         disks.push(HostDisk {
             qdev: qdev.to_owned(),
             pci_address: pci_address(qmp, qdev, &bridges).await?,
             bytes,
-            filename,
-            format,
+            image: Image::of_qemu(driver, filename, qmp.peer_pid()),
             cache_direct: inserted["cache"]["direct"].as_bool().unwrap_or(false),
             node_name: inserted["node-name"]
                 .as_str()
@@ -106,31 +102,6 @@ pub fn match_disks<'h>(
         }
     };
     guest.iter().map(matched).collect()
-}
-
-/// The format as it is to be read, and the path as this process sees it: QEMU's is relative to
-/// QEMU's folder.
-fn format_and_path(driver: &str, filename: &str, pid: Option<i32>) -> (String, String) {
-    let is_plain = matches!(driver, "raw" | "file" | "host_device");
-    // json:{…}, nbd://…, rbd:… are no paths; a path with a colon is given as ./a:b or /a:b.
-    let scheme = filename
-        .split(['/', '.'])
-        .next()
-        .is_some_and(|head| head.contains(':'));
-    if !is_plain || scheme || filename.is_empty() {
-        let format = if is_plain {
-            format!("{driver} over another driver")
-        } else {
-            driver.into()
-        };
-        return (format, filename.to_owned());
-    }
-    let folder = pid.and_then(|pid| std::fs::read_link(format!("/proc/{pid}/cwd")).ok());
-    let path = match folder {
-        Some(folder) => folder.join(filename),
-        None => Path::new(filename).to_owned(),
-    };
-    ("raw".to_owned(), path.to_string_lossy().into_owned())
 }
 
 /// PCI bridges by address, with the number of the bus behind them.
@@ -240,8 +211,7 @@ mod tests {
             qdev: "/machine/peripheral-anon/device[0]/virtio-backend".into(),
             pci_address: Some(address.into()),
             bytes,
-            filename: "/disk".into(),
-            format: "raw".into(),
+            image: Image::Raw("/disk".into()),
             cache_direct: true,
             node_name: String::new(),
             read_only: false,
@@ -279,30 +249,5 @@ mod tests {
             guest(Some("0000:00:02.0"), 100),
         ];
         assert_eq!(of(&two), Err(Unmatched::Ambiguous("0000:00:02.0".into())));
-    }
-
-    #[test]
-    fn only_plain_local_files_are_raw() {
-        let format = |driver, filename| format_and_path(driver, filename, None);
-        assert_eq!(
-            format("raw", "/dev/vg/vm"),
-            ("raw".into(), "/dev/vg/vm".into())
-        );
-        assert_eq!(format("file", "/a:b/disk").0, "raw");
-        assert_eq!(format("qcow2", "/disk.qcow2").0, "qcow2");
-        assert_ne!(format("raw", "nbd://host/export").0, "raw");
-        assert_ne!(
-            format("raw", "json:{\"driver\": \"raw\", \"offset\": 512}").0,
-            "raw"
-        );
-        assert_ne!(format("raw", "").0, "raw");
-    }
-
-    #[test]
-    fn a_relative_path_is_relative_to_qemu() {
-        let pid = std::process::id() as i32;
-        let expected = std::env::current_dir().unwrap().join("disk.img");
-        let (_, path) = format_and_path("raw", "disk.img", Some(pid));
-        assert_eq!(Path::new(&path), expected);
     }
 }

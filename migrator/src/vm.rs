@@ -172,9 +172,10 @@ impl LiveVm {
         })
     }
 
-    /// What a scan of this VM can be told: the vCPUs' page tables, and how to read its disks.
+    /// What a scan of this VM can be told: the vCPUs' page tables, and how to read its disks (with
+    /// the program `qemu_nbd`, where only QEMU can).
     /// Neither is needed: what QEMU does not tell is left out.
-    pub async fn scan_options(&self) -> ScanOptions {
+    pub async fn scan_options(&self, qemu_nbd: &Path) -> ScanOptions {
         let mut vcpus = Vec::new();
         for _ in 0..REGISTER_SAMPLES {
             let registers = self.qmp.hmp("info registers -a").await;
@@ -184,14 +185,14 @@ impl LiveVm {
         ScanOptions {
             vcpus,
             files_max: 0,
-            read_disk: Some(read_disk(host)),
+            read_disk: Some(read_disk(host, qemu_nbd)),
         }
     }
 }
 
-/// Reads the host's raw disks, opened when they are first asked for.
-fn read_disk(host: Vec<HostDisk>) -> vmi::ReadDisk {
-    let reader = DiskReader::new(host);
+/// Reads the host's disks, opened when they are first asked for.
+fn read_disk(host: Vec<HostDisk>, qemu_nbd: &Path) -> vmi::ReadDisk {
+    let reader = DiskReader::new(host, qemu_nbd.to_owned());
     Box::new(move |disk, offset, buf| reader.read(disk, offset, buf))
 }
 

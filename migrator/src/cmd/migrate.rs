@@ -7,6 +7,7 @@ use anyhow::Context;
 use serde_json::json;
 
 use crate::core::handover::End;
+use crate::disks::qemu_nbd::QemuNbdArgs;
 use crate::run::introspect::{self, Introspected};
 use crate::run::migrate::{Options, migrate};
 use crate::run::progress::Progress;
@@ -33,6 +34,8 @@ pub struct MigrateArgs {
     /// How long the guest may stand still, in milliseconds [default: QEMU's downtime-limit].
     #[arg(long, value_name = "MS")]
     downtime_limit: Option<u64>,
+    #[command(flatten)]
+    reading: QemuNbdArgs,
     /// Where the journal is kept.
     #[arg(long, value_name = "DIR", default_value_os_t = journal::default_dir())]
     journal_dir: PathBuf,
@@ -61,12 +64,14 @@ pub async fn run(args: MigrateArgs) -> anyhow::Result<u8> {
     let seen = match args.division {
         // Nothing is to come from storage, so nothing is to be known of it.
         Some(0.0) => Introspected::default(),
-        _ => introspect::introspect(&vm).await.unwrap_or_else(|error| {
-            note(&format!(
-                "introspection failed, all pages go over the LAN: {error:#}"
-            ));
-            Introspected::default()
-        }),
+        _ => introspect::introspect(&vm, &args.reading.qemu_nbd)
+            .await
+            .unwrap_or_else(|error| {
+                note(&format!(
+                    "introspection failed, all pages go over the LAN: {error:#}"
+                ));
+                Introspected::default()
+            }),
     };
     let seen = shifted_for_tests(seen)?;
     let options = Options {

@@ -7,10 +7,11 @@ use san_io::Fault;
 use serde_json::json;
 
 use crate::core::handover::End;
+use crate::disks::image::GivenDisk;
+use crate::disks::qemu_nbd::QemuNbdArgs;
 use crate::run::destination::Outcome;
 use crate::run::journal;
 use crate::run::receive::{Options, receive};
-use crate::run::storage::DiskOverride;
 
 /// Arguments of `pct-vmi receive`.
 #[derive(Debug, clap::Args)]
@@ -22,10 +23,13 @@ pub struct ReceiveArgs {
     /// QMP socket of a QEMU that was started with the source's options and -incoming defer.
     #[arg(long, value_name = "SOCKET")]
     qmp: PathBuf,
-    /// Read the disk that the guest calls NAME from PATH (a raw image or block device) instead of
-    /// where QEMU has it; NAME=none leaves it to the LAN. May be given several times.
-    #[arg(long, value_name = "NAME=PATH")]
-    disk: Vec<DiskOverride>,
+    /// Read the disk that the guest calls NAME from IMAGE instead of where QEMU has it: a raw file or
+    /// block device, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, or none, which leaves
+    /// it to the LAN. May be given several times.
+    #[arg(long, value_name = "NAME=IMAGE")]
+    disk: Vec<GivenDisk>,
+    #[command(flatten)]
+    reading: QemuNbdArgs,
     /// Give up a storage read after this time, in milliseconds; the LAN carries its pages.
     #[arg(long, value_name = "MS", default_value_t = 5000)]
     stall: u64,
@@ -61,6 +65,7 @@ pub async fn run(args: ReceiveArgs) -> anyhow::Result<u8> {
         listen: args.listen,
         qmp: args.qmp,
         disks: args.disk,
+        qemu_nbd: args.reading.qemu_nbd,
         journal_dir: args.journal_dir,
         stall_ms: args.stall,
         fault: fault_for_tests()?,

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use vmi::{GuestMemory, Scan, ScanOptions};
 
+use crate::disks::image::{GivenDisk, Image};
+use crate::disks::qemu_nbd::QemuNbdArgs;
 use crate::disks::{self, HostDisk, match_disks};
 use crate::vm::{self, Vm};
 use report::Report;
@@ -35,19 +37,15 @@ pub struct ScanArgs {
     /// page cache, and compare.
     #[arg(long)]
     pub verify: bool,
-    /// Where a disk of the guest is, as for a dump, or in place of what QEMU says; may be repeated.
-    #[arg(long, value_name = "NAME=PATH", value_parser = parse_disk)]
-    pub disk: Vec<(String, PathBuf)>,
+    /// Where a disk of the guest is, as for a dump, or in place of what QEMU says: a raw file or block
+    /// device, nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, or none; may be repeated.
+    #[arg(long, value_name = "NAME=IMAGE")]
+    pub disk: Vec<GivenDisk>,
+    #[command(flatten)]
+    pub reading: QemuNbdArgs,
     /// Print JSON lines, the last of them a summary.
     #[arg(long)]
     pub json: bool,
-}
-
-fn parse_disk(text: &str) -> Result<(String, PathBuf), String> {
-    let (name, path) = text
-        .split_once('=')
-        .ok_or("expected NAME=PATH, such as vda=/dev/vg/vm")?;
-    Ok((name.to_owned(), PathBuf::from(path)))
 }
 
 /// Runs `pct-vmi scan`; returns the exit code.
@@ -59,7 +57,7 @@ pub async fn run(args: ScanArgs) -> anyhow::Result<u8> {
     let (host, mut options) = match &vm {
         Vm::Live(live) => (
             disks::host_disks(&live.qmp).await?,
-            live.scan_options().await,
+            live.scan_options(&args.reading.qemu_nbd).await,
         ),
         Vm::Dump(_) => (Vec::new(), ScanOptions::default()),
     };
@@ -71,7 +69,7 @@ pub async fn run(args: ScanArgs) -> anyhow::Result<u8> {
     };
     let backings = backings(&scan, &host, &args.disk)?;
     let verified = match args.verify {
-        true => Some(verify(&scan, &backings, memory.clone()).await?),
+        true => Some(verify(&scan, &backings, args.reading.qemu_nbd, memory).await?),
         false => None,
     };
     let report = Report {
@@ -92,36 +90,12 @@ pub async fn run(args: ScanArgs) -> anyhow::Result<u8> {
     })
 }
 
-/// What is behind a disk of the guest on this host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Backing {
-    /// Named by the operator.
-    Given(PathBuf),
-    Host(HostDisk),
-    /// Nothing, and why.
-    None(String),
-}
+/// What holds a disk of the guest on this host, or why that is not known.
+pub(crate) type Backing = Result<Image, String>;
 
-impl Backing {
-    /// A file or device whose bytes are the disk's.
-    fn raw_path(&self) -> Option<PathBuf> {
-        match self {
-            Backing::Given(path) => Some(path.clone()),
-            Backing::Host(host) if host.format == "raw" => Some(PathBuf::from(&host.filename)),
-            _ => None,
-        }
-    }
-}
-
-fn backings(
-    scan: &Scan,
-    host: &[HostDisk],
-    given: &[(String, PathBuf)],
-) -> anyhow::Result<Vec<Backing>> {
-    if let Some((name, _)) = given
-        .iter()
-        .find(|(name, _)| !scan.disks.iter().any(|disk| disk.name == *name))
-    {
+fn backings(scan: &Scan, host: &[HostDisk], given: &[GivenDisk]) -> anyhow::Result<Vec<Backing>> {
+    let in_guest = |given: &GivenDisk| scan.disks.iter().any(|disk| disk.name == given.name);
+    if let Some(GivenDisk { name, .. }) = given.iter().find(|given| !in_guest(given)) {
         let names: Vec<&str> = scan.disks.iter().map(|disk| disk.name.as_str()).collect();
         bail!(
             "--disk {name}: the guest has no such disk; it has {}",
@@ -130,13 +104,13 @@ fn backings(
     }
     let matched = match_disks(&scan.disks, host);
     let backing = |(disk, matched): (&vmi::GuestDisk, Result<&HostDisk, disks::Unmatched>)| match (
-        given.iter().find(|(name, _)| *name == disk.name),
+        given.iter().find(|given| given.name == disk.name),
         matched,
     ) {
-        (Some((_, path)), _) => Backing::Given(path.clone()),
-        (None, Ok(host)) => Backing::Host(host.clone()),
-        (None, Err(_)) if host.is_empty() => Backing::None("not known for a dump".into()),
-        (None, Err(why)) => Backing::None(why.to_string()),
+        (Some(given), _) => given.image.clone().ok_or("left out by --disk".into()),
+        (None, Ok(host)) => Ok(host.image.clone()),
+        (None, Err(_)) if host.is_empty() => Err("not known for a dump".into()),
+        (None, Err(why)) => Err(why.to_string()),
     };
     Ok(scan.disks.iter().zip(matched).map(backing).collect())
 }
@@ -144,20 +118,24 @@ fn backings(
 async fn verify(
     scan: &Scan,
     backings: &[Backing],
+    qemu_nbd: PathBuf,
     memory: Arc<dyn GuestMemory>,
 ) -> anyhow::Result<Verified> {
-    let paths: Vec<Option<PathBuf>> = backings.iter().map(Backing::raw_path).collect();
-    let unread = scan.page_map.iter().find(|run| paths[run.disk].is_none());
-    if let Some(run) = unread {
-        bail!(
-            "--verify: disk {} holds pages but has no raw file or device here; name one with \
-             --disk {}=PATH",
-            scan.disks[run.disk].name,
-            scan.disks[run.disk].name
-        );
+    let mut images = vec![None; backings.len()];
+    for run in &scan.page_map {
+        match (&mut images[run.disk], &backings[run.disk]) {
+            (image @ None, Ok(backing)) => *image = Some(backing.clone()),
+            (_, Err(why)) => {
+                let name = &scan.disks[run.disk].name;
+                bail!(
+                    "--verify: disk {name} holds pages, but {why}; name it with --disk {name}=IMAGE"
+                );
+            }
+            _ => {}
+        }
     }
     let runs = scan.page_map.clone();
-    tokio::task::spawn_blocking(move || verify::verify(&runs, &paths, memory.as_ref()))
+    tokio::task::spawn_blocking(move || verify::verify(&runs, &images, &qemu_nbd, memory.as_ref()))
         .await?
         .context("--verify")
 }

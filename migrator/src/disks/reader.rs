@@ -1,20 +1,24 @@
-//! Single reads of the VM's raw disks on this host, for the few blocks of metadata that a guest no
-//! longer has in its cache. Past the host's page cache, and never twice from a disk that failed.
+//! Single reads of the VM's disks on this host, for the few blocks of metadata that a guest no longer
+//! has in its cache. Past the host's page cache, and never twice from a disk that failed.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 
-use san_io::{Completed, Disk, Options, Read, Reader};
+use san_io::{Completed, Options, Read, Reader};
 use vmi::GuestDisk;
 
-use crate::disks::{HostDisk, match_disks};
+use crate::disks::image;
+use crate::disks::qemu_nbd::QemuNbd;
+use crate::disks::{HostDisk, Image, match_disks};
 
 /// Host disks, each opened when it is first asked for.
 #[derive(Debug)]
 pub struct DiskReader {
     host: Vec<HostDisk>,
+    /// The program for what only QEMU can read.
+    qemu_nbd: PathBuf,
     /// By node name; None where the disk cannot be read.
     opened: Mutex<HashMap<String, Option<Opened>>>,
 }
@@ -23,18 +27,21 @@ pub struct DiskReader {
 struct Opened {
     reader: Reader,
     completions: Receiver<Completed>,
+    /// Ends after its last reader.
+    _server: Option<QemuNbd>,
 }
 
 impl DiskReader {
-    /// Reads from these disks.
-    pub fn new(host: Vec<HostDisk>) -> DiskReader {
+    /// Reads from these disks, those that only QEMU can read by the program `qemu_nbd`.
+    pub fn new(host: Vec<HostDisk>, qemu_nbd: PathBuf) -> DiskReader {
         DiskReader {
             host,
+            qemu_nbd,
             opened: Mutex::default(),
         }
     }
 
-    /// Fills `buf` from a disk of the guest; false when that disk is not raw, not matched, or
+    /// Fills `buf` from a disk of the guest; false when that disk cannot be opened, is not matched, or
     /// failed.
     pub fn read(&self, disk: &GuestDisk, offset: u64, buf: &mut [u8]) -> bool {
         let matched = match_disks(std::slice::from_ref(disk), &self.host);
@@ -46,7 +53,7 @@ impl DiskReader {
         };
         let entry = opened
             .entry(host.node_name.clone())
-            .or_insert_with(|| Opened::open(host));
+            .or_insert_with(|| Opened::open(&host.image, &self.qemu_nbd));
         let done = entry
             .as_ref()
             .is_some_and(|disk| disk.read(offset, buf).is_some());
@@ -58,14 +65,15 @@ impl DiskReader {
 }
 
 impl Opened {
-    fn open(host: &HostDisk) -> Option<Opened> {
-        let disk = (host.format == "raw").then(|| Disk::open(Path::new(&host.filename)).ok())??;
+    fn open(image: &Image, qemu_nbd: &Path) -> Option<Opened> {
+        let image::Opened { disk, server } = image.open(qemu_nbd).ok()?;
         let (sender, completions) = channel();
         let sink = move |completed| drop(sender.send(completed));
         let reader = Reader::start(vec![disk], Options::default(), sink).ok()?;
         Some(Opened {
             reader,
             completions,
+            _server: server,
         })
     }
 

@@ -1,6 +1,7 @@
 //! From a running guest to a plan: scans its memory, matches its disks to QEMU's. All of it is a hint, so
 //! nothing here fails a migration: without a plan it is a plain one.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use vmi::RamLayout;
@@ -31,11 +32,11 @@ pub fn ram_blocks(layout: &RamLayout) -> Vec<RamBlock> {
     layout.blocks.iter().map(block).collect()
 }
 
-/// Scans `vm`. The error says why the migration has to be a plain one.
-pub async fn introspect(vm: &LiveVm) -> anyhow::Result<Introspected> {
+/// Scans `vm`; `qemu_nbd` is the program for disks that only QEMU can read. The error says why the migration has to be a plain one.
+pub async fn introspect(vm: &LiveVm, qemu_nbd: &Path) -> anyhow::Result<Introspected> {
     let begun = Instant::now();
     let memory = vm.memory.clone();
-    let options = vm.scan_options().await;
+    let options = vm.scan_options(qemu_nbd).await;
     let scan = tokio::task::spawn_blocking(move || vmi::scan(memory.as_ref(), &options)).await??;
     let table = RamTable::new(ram_blocks(&vm.layout))?;
     let host = disks::host_disks(&vm.qmp).await?;

@@ -15,10 +15,11 @@ use super::journal::{Journal, Promise, Side};
 use super::lan::{self, LanIn, LanOut};
 use super::migrate::abort_reason;
 use super::qemu;
-use super::storage::{self, DiskOverride, Disks, Storage};
+use super::storage::{self, Disks, Storage};
 use crate::core::plan::{Plan, PlanRun};
 use crate::core::ram::RamTable;
 use crate::core::wire::{self, Hello, Kind, Welcome, WireRun};
+use crate::disks::image::GivenDisk;
 use crate::qmp::Qmp;
 
 /// A peer that connects and says nothing does not hold up the listener for longer.
@@ -32,7 +33,9 @@ pub struct Options {
     /// QMP socket of a QEMU started with `-incoming defer`.
     pub qmp: PathBuf,
     /// Where disks are, if not where QEMU has them.
-    pub disks: Vec<DiskOverride>,
+    pub disks: Vec<GivenDisk>,
+    /// The program that reads what only QEMU can read.
+    pub qemu_nbd: PathBuf,
     /// Where the journal is kept.
     pub journal_dir: PathBuf,
     /// A read that has not completed after this time is given up; the LAN carries its pages.
@@ -48,7 +51,7 @@ pub async fn receive(
 ) -> anyhow::Result<Outcome> {
     let qmp = Qmp::connect(&options.qmp).await?;
     check_destination(&qmp).await?;
-    let disks = Disks::open(&qmp, &options.disks).await?;
+    let disks = Disks::open(&qmp, &options.disks, &options.qemu_nbd).await?;
     let listener = TcpListener::bind(&options.listen)
         .await
         .with_context(|| format!("cannot listen on {}", options.listen))?;

@@ -1,6 +1,6 @@
 //! The VM's disks at the destination: found through QEMU, opened past the page cache, read only.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use san_io::{Completed, Disk, Fault, Options, Read, ReadError, Reader};
@@ -8,87 +8,71 @@ use tokio::sync::mpsc;
 
 use crate::core::ram::RamBlock;
 use crate::core::wire::DiskIdentity;
+use crate::disks::image::{GivenDisk, Image, Opened};
+use crate::disks::qemu_nbd::QemuNbd;
 use crate::disks::{self, HostDisk};
 use crate::qmp::Qmp;
 
-/// `--disk NAME=PATH`: where the disk that the guest calls NAME is on this host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskOverride {
-    /// The guest kernel's name, such as `vda`.
-    pub name: String,
-    /// A raw image or block device; none leaves the disk to the LAN.
-    pub path: Option<PathBuf>,
-}
-
-impl std::str::FromStr for DiskOverride {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<DiskOverride, String> {
-        let (name, path) = text
-            .split_once('=')
-            .ok_or("expected NAME=PATH, such as vda=/dev/vg/vm")?;
-        if name.is_empty() || path.is_empty() {
-            return Err("expected NAME=PATH, such as vda=/dev/vg/vm".into());
-        }
-        let path = (path != "none").then(|| path.into());
-        Ok(DiskOverride {
-            name: name.into(),
-            path,
-        })
-    }
-}
+const SECTOR_BYTES: u64 = 512;
 
 /// The disks of the destination QEMU, opened where that is possible.
 #[derive(Debug)]
 pub struct Disks {
-    host: Vec<(HostDisk, Opened)>,
-    overrides: Vec<(DiskOverride, Option<Disk>)>,
+    host: Vec<(HostDisk, Found)>,
+    given: Vec<(GivenDisk, Option<Disk>)>,
+    /// The program for what only QEMU can read.
+    qemu_nbd: PathBuf,
 }
 
 #[derive(Debug)]
-enum Opened {
-    Disk(Disk),
-    /// Not a format that is read here; its pages come over the LAN.
-    NotRaw,
+enum Found {
+    Open(Disk),
+    /// To be opened when the plan is there: a reader of qcow2 keeps what it knows of where clusters are,
+    /// and the source's QEMU goes on to move them.
+    Later,
     /// It should have been readable.
     Failed(san_io::DiskError),
 }
 
 impl Disks {
-    /// Opens what can be opened. A raw disk that cannot be read is an error, unless overrides may concern it.
-    pub async fn open(qmp: &Qmp, overrides: &[DiskOverride]) -> anyhow::Result<Disks> {
+    /// Opens what can be opened now. A raw disk that cannot be read is an error, unless `given` may
+    /// concern it.
+    pub async fn open(qmp: &Qmp, given: &[GivenDisk], qemu_nbd: &Path) -> anyhow::Result<Disks> {
         let mut opened = Vec::new();
-        for wanted in overrides {
-            let disk = wanted.path.as_deref().map(Disk::open).transpose();
-            let disk = disk.with_context(|| format!("--disk {}", wanted.name))?;
-            opened.push((wanted.clone(), disk));
+        for given in given {
+            // What an operator names is never left to qemu-nbd.
+            let open = |image: &Image| image.open(qemu_nbd).map(|opened| opened.disk);
+            let disk = given.image.as_ref().map(open).transpose();
+            let disk = disk.with_context(|| format!("--disk {}", given.name))?;
+            opened.push((given.clone(), disk));
         }
         let mut host = Vec::new();
         for disk in disks::host_disks(qmp).await? {
-            let state = match disk.format.as_str() {
-                "raw" => match Disk::open(disk.filename.as_ref()) {
-                    Ok(opened) => Opened::Disk(opened),
-                    Err(error) if overrides.is_empty() => {
+            let found = match &disk.image {
+                Image::Raw(path) => match Disk::open(path) {
+                    Ok(disk) => Found::Open(disk),
+                    Err(error) if given.is_empty() => {
                         return Err(error).context(format!(
                             "the VM's disk {} cannot be read on this host; make it readable, or name \
-                             it with --disk NAME=PATH (NAME=none leaves it to the LAN)",
-                            disk.filename
+                             it with --disk NAME=IMAGE (NAME=none leaves it to the LAN)",
+                            disk.image
                         ));
                     }
-                    Err(error) => Opened::Failed(error),
+                    Err(error) => Found::Failed(error),
                 },
-                _ => Opened::NotRaw,
+                Image::Nbd(_) | Image::Qemu { .. } => Found::Later,
             };
-            host.push((disk, state));
+            host.push((disk, found));
         }
         Ok(Disks {
             host,
-            overrides: opened,
+            given: opened,
+            qemu_nbd: qemu_nbd.to_owned(),
         })
     }
 
     /// The disks that the source numbers, in its order; none where one is left to the LAN.
-    fn for_hello(mut self, wanted: &[DiskIdentity]) -> anyhow::Result<Vec<Option<Disk>>> {
+    fn for_hello(mut self, wanted: &[DiskIdentity]) -> anyhow::Result<Vec<Option<Opened>>> {
         let mut disks = Vec::new();
         for disk in wanted {
             let same =
@@ -100,36 +84,23 @@ impl Disks {
                     disk.pci_address
                 );
             };
-            let (host, opened) = self.host.swap_remove(at);
+            let (host, found) = self.host.swap_remove(at);
             ensure!(
                 host.bytes == disk.bytes,
                 "disk {} has {} bytes at the source and {} ({}) here; it is not the same disk",
                 disk.name,
                 disk.bytes,
                 host.bytes,
-                host.filename
+                host.image
             );
-            let named = self
-                .overrides
-                .iter()
-                .position(|(wanted, _)| wanted.name == disk.name);
-            disks.push(match (named, opened) {
-                (Some(at), _) => self.overrides.swap_remove(at).1,
-                (None, Opened::Disk(opened)) => Some(opened),
-                (None, Opened::NotRaw) => {
-                    super::note(&format!(
-                        "disk {} has format {}: its pages come over the LAN",
-                        disk.name, host.format
-                    ));
-                    None
-                }
-                (None, Opened::Failed(error)) => {
-                    return Err(error).context(format!("disk {}", disk.name));
-                }
+            let given = self.given.iter().position(|(g, _)| g.name == disk.name);
+            disks.push(match given {
+                Some(at) => given_disk(disk, self.given.swap_remove(at))?,
+                None => host_disk(disk, &host.image, found, &self.qemu_nbd)?,
             });
         }
         // Without introspection the source knows no disk, and needs none.
-        if let (Some((unknown, _)), false) = (self.overrides.first(), wanted.is_empty()) {
+        if let (Some((unknown, _)), false) = (self.given.first(), wanted.is_empty()) {
             let names: Vec<&str> = wanted.iter().map(|disk| disk.name.as_str()).collect();
             bail!(
                 "--disk {}: the guest has no such disk; it has {}",
@@ -138,6 +109,53 @@ impl Disks {
             );
         }
         Ok(disks)
+    }
+}
+
+/// What the operator named, if it can be the disk.
+fn given_disk(
+    disk: &DiskIdentity,
+    (given, opened): (GivenDisk, Option<Disk>),
+) -> anyhow::Result<Option<Opened>> {
+    let Some((image, opened)) = given.image.zip(opened) else {
+        return Ok(None);
+    };
+    // QEMU rounds a file up to whole sectors.
+    ensure!(
+        opened.size().div_ceil(SECTOR_BYTES) == disk.bytes.div_ceil(SECTOR_BYTES),
+        "--disk {}: {image} has {} bytes and the guest's disk {}; it is not that disk, or not raw",
+        disk.name,
+        opened.size(),
+        disk.bytes
+    );
+    let (disk, server) = (opened, None);
+    Ok(Some(Opened { disk, server }))
+}
+
+/// What QEMU has, where it can be read: anything but a raw disk may be left to the LAN.
+fn host_disk(
+    disk: &DiskIdentity,
+    image: &Image,
+    found: Found,
+    qemu_nbd: &Path,
+) -> anyhow::Result<Option<Opened>> {
+    match found {
+        Found::Open(disk) => {
+            let server = None;
+            Ok(Some(Opened { disk, server }))
+        }
+        Found::Failed(error) => Err(error).context(format!("disk {}", disk.name)),
+        Found::Later => match image.open(qemu_nbd) {
+            Ok(opened) => Ok(Some(opened)),
+            Err(error) => {
+                super::note(&format!(
+                    "the pages of disk {} come over the LAN: {:#}",
+                    disk.name,
+                    anyhow::Error::new(error)
+                ));
+                Ok(None)
+            }
+        },
     }
 }
 
@@ -150,6 +168,8 @@ pub struct Storage {
     /// For each of the source's disks, its number in the reader.
     number: Vec<Option<usize>>,
     error_noted: bool,
+    /// They end after their reader.
+    _servers: Vec<QemuNbd>,
 }
 
 impl Storage {
@@ -160,11 +180,14 @@ impl Storage {
         stall_ms: u64,
         fault: Option<Fault>,
     ) -> anyhow::Result<Storage> {
-        let mut opened = Vec::new();
+        let (mut opened, mut servers) = (Vec::new(), Vec::new());
         let mut number = Vec::new();
         for disk in disks.for_hello(wanted)? {
             number.push(disk.as_ref().map(|_| opened.len()));
-            opened.extend(disk);
+            if let Some(disk) = disk {
+                opened.push(disk.disk);
+                servers.extend(disk.server);
+            }
         }
         let (sender, completions) = mpsc::unbounded_channel();
         // The receiver is gone only when the migration is over: then nobody cares for a read.
@@ -183,6 +206,7 @@ impl Storage {
             reader,
             number,
             error_noted: false,
+            _servers: servers,
         })
     }
 
@@ -216,7 +240,8 @@ impl Storage {
     pub fn note_once(&mut self, error: ReadError) {
         if !std::mem::replace(&mut self.error_noted, true) {
             super::note(&format!(
-                "storage failed, the LAN carries its pages: {error}"
+                "storage failed, the LAN carries its pages: {:#}",
+                anyhow::Error::new(error)
             ));
         }
     }

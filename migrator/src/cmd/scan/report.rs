@@ -86,9 +86,8 @@ impl Report<'_> {
         let mut table = table(&columns, &[2]);
         for (disk, backing) in self.scan.disks.iter().zip(self.backings) {
             let (format, file) = match backing {
-                Backing::Given(path) => ("raw".to_owned(), path.display().to_string()),
-                Backing::Host(host) => (host.format.clone(), host.filename.clone()),
-                Backing::None(why) => ("-".to_owned(), format!("none: {why}")),
+                Ok(image) => (image.format().to_owned(), image.to_string()),
+                Err(why) => ("-".to_owned(), format!("none: {why}")),
             };
             let address = disk.pci_address.clone().unwrap_or("-".into());
             table.add_row([disk.name.clone(), address, bytes(disk.bytes), format, file]);
@@ -199,9 +198,8 @@ impl Report<'_> {
         }
         for (disk, backing) in scan.disks.iter().zip(self.backings) {
             let (file, format, problem) = match backing {
-                Backing::Given(path) => (json!(path), json!("raw"), Value::Null),
-                Backing::Host(host) => (json!(host.filename), json!(host.format), Value::Null),
-                Backing::None(why) => (Value::Null, Value::Null, json!(why)),
+                Ok(image) => (json!(image.to_string()), json!(image.format()), Value::Null),
+                Err(why) => (Value::Null, Value::Null, json!(why)),
             };
             let line = json!({ "type": "disk", "name": disk.name, "bytes": disk.bytes,
                 "pci_address": disk.pci_address, "file": file, "format": format,

@@ -2,14 +2,16 @@
 //! counted apart: that a zero page equals a zero block proves nothing.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use san_io::{Completed, Disk, Options, Read, Reader};
+use san_io::{Completed, Options, Read, Reader};
 use vmi::{Gpa, GuestMemory, PAGE_BYTES, Run};
+
+use crate::disks::Image;
 
 /// Pages read at once: large reads cost a tenth of the CPU time of single pages.
 const READ_PAGES_MAX: u64 = 64;
@@ -26,24 +28,27 @@ pub(crate) struct Verified {
     pub(crate) unread: u64,
 }
 
-/// Compares every page of the runs; `paths` are the disks that they number.
+/// Compares every page of the runs; `images` are the disks that they number, `qemu_nbd` is the program
+/// for those that only QEMU can read.
 ///
 /// # Errors
 /// When a disk cannot be opened. A block that cannot be read is counted.
 pub(crate) fn verify(
     runs: &[Run],
-    paths: &[Option<PathBuf>],
+    images: &[Option<Image>],
+    qemu_nbd: &Path,
     memory: &dyn GuestMemory,
 ) -> anyhow::Result<Verified> {
+    // Ends after the reader.
+    let mut servers = Vec::new();
     let mut disks = Vec::new();
-    let mut number_of = vec![usize::MAX; paths.len()];
-    for (disk, path) in paths.iter().enumerate() {
-        if let Some(path) = path
-            .as_ref()
-            .filter(|_| runs.iter().any(|run| run.disk == disk))
-        {
-            number_of[disk] = disks.len();
-            disks.push(Disk::open(path)?);
+    let mut number_of = vec![usize::MAX; images.len()];
+    for (number, image) in number_of.iter_mut().zip(images) {
+        if let Some(image) = image {
+            *number = disks.len();
+            let opened = image.open(qemu_nbd)?;
+            disks.push(opened.disk);
+            servers.extend(opened.server);
         }
     }
     let (sender, completions) = channel();
