@@ -14,6 +14,9 @@ use crate::layout::RamRange;
 use crate::memory::{GuestMemory, MemoryError};
 use crate::paging::PageTable;
 
+pub(crate) mod btrfs;
+pub(crate) mod xfs;
+
 pub(crate) const RAM_BYTES: u64 = 8 << 20;
 const DIRECT_MAP: u64 = 0xffff_8880_0000_0000;
 const PML4: u64 = 0x1000;
@@ -556,8 +559,8 @@ fn layouts() -> Layouts {
                 vfs_inode: field(128, 256),
             },
         }),
-        xfs: Err(MissingFields(vec!["struct xfs_inode".into()])),
-        btrfs: Err(MissingFields(vec!["struct btrfs_inode".into()])),
+        xfs: Ok(xfs::layout()),
+        btrfs: Ok(btrfs::layout()),
         dm: Err(MissingFields(vec!["struct mapped_device".into()])),
     }
 }

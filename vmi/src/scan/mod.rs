@@ -155,4 +155,6 @@ fn scan_kernel(kernel: &Kernel<'_>, options: &ScanOptions) -> Scan {
 }
 
 #[cfg(test)]
+mod filesystem_tests;
+#[cfg(test)]
 mod tests;

@@ -8,19 +8,19 @@ use crate::mock::{
 };
 
 const DISK_BYTES: u64 = 1 << 30;
-const PARTITION_START: u64 = 1 << 20;
+pub(super) const PARTITION_START: u64 = 1 << 20;
 
 /// A guest with a partition that ext4 is on, and a second disk that nobody holds.
-struct Sample {
-    guest: MockGuest,
+pub(super) struct Sample {
+    pub(super) guest: MockGuest,
     ext4: Gva,
-    partition: Gva,
-    spare: Gva,
+    pub(super) partition: Gva,
+    pub(super) spare: Gva,
     next_pfn: u64,
 }
 
 impl Sample {
-    fn new() -> Sample {
+    pub(super) fn new() -> Sample {
         let mut guest = MockGuest::new();
         let bdev = guest.super_block("bdev", "bdev", 4096, Gva(0));
         let vda = guest.disk(bdev, "vda", "0000:00:02.0", DISK_BYTES);
@@ -38,7 +38,7 @@ impl Sample {
         }
     }
 
-    fn folio(&mut self, index: u64, order: u32, flags: u64) -> MockFolio {
+    pub(super) fn folio(&mut self, index: u64, order: u32, flags: u64) -> MockFolio {
         let pfn = self.next_pfn.next_multiple_of(1 << order);
         self.next_pfn = pfn + (1 << order);
         MockFolio {
@@ -49,7 +49,7 @@ impl Sample {
         }
     }
 
-    fn cache(&mut self, inode: Gva, folios: &[(u64, u32, u64)]) -> Vec<MockFolio> {
+    pub(super) fn cache(&mut self, inode: Gva, folios: &[(u64, u32, u64)]) -> Vec<MockFolio> {
         let folios: Vec<MockFolio> = folios
             .iter()
             .map(|&(index, order, flags)| self.folio(index, order, flags))
@@ -58,11 +58,11 @@ impl Sample {
         folios
     }
 
-    fn scan(&self) -> Scan {
+    pub(super) fn scan(&self) -> Scan {
         self.scan_with(&ScanOptions::default())
     }
 
-    fn scan_with(&self, options: &ScanOptions) -> Scan {
+    pub(super) fn scan_with(&self, options: &ScanOptions) -> Scan {
         let scan = scan_kernel(&self.guest.kernel(), options);
         assert_sane(&scan);
         scan
@@ -397,6 +397,7 @@ fn busy() -> Sample {
         spare,
         &[(0, 0, UPTODATE), (70, 0, UPTODATE), (5000, 0, DIRTY)],
     );
+    super::filesystem_tests::add_files(&mut sample);
     sample
 }
 
