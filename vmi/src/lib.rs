@@ -8,6 +8,7 @@ pub mod address;
 pub mod attach;
 mod btrfs;
 mod cache;
+mod disk_path;
 mod ext4;
 mod find;
 pub mod kernel;
@@ -25,6 +26,7 @@ mod xfs;
 
 pub use address::{Gpa, Gva, PAGE_BYTES, Pfn};
 pub use attach::{AttachError, VcpuRegisters, attach};
+pub use disk_path::{DiskPath, DiskUnit};
 pub use kernel::{Kernel, KernelInfo};
 pub use layout::{LayoutError, RamBlock, RamLayout, RamRange};
 pub use memory::{

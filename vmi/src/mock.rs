@@ -2,9 +2,10 @@
 //! with layouts of no real kernel, so that nothing can lean on a known offset.
 
 use profiles::layout::{
-    AddressSpace, BdevInode, BlockDevice, BufferHead, Dentry, Device, Ext4, Ext4InodeInfo,
-    FileSystemType, FolioOrder, Gendisk, Inode, Kobject, Layouts, ListHead, Locks, Page, PageFlags,
-    Partition, Qstr, RbNode, RbRoot, SuperBlock, XaNode, Xarray,
+    AddressSpace, BdevInode, BlockDevice, BufferHead, Dentry, Device, DeviceChildren,
+    DevicePrivate, Ext4, Ext4InodeInfo, Ext4SbInfo, FileSystemType, FolioOrder, Gendisk, Inode,
+    Klist, KlistNode, Kobject, Layouts, ListHead, Locks, Page, PageFlags, Partition, Qstr, RbNode,
+    RbRoot, SuperBlock, XaNode, Xarray,
 };
 use profiles::{Field, MissingFields};
 
@@ -187,6 +188,12 @@ impl MockGuest {
             Self::gpa(sb.offset(layout.s_id.offset.into())),
             id.as_bytes(),
         );
+        if fs.starts_with("ext") {
+            let sb_info = self.layouts.ext4.as_ref().unwrap().sb_info;
+            let info = self.alloc(sb_info.size);
+            self.put(info, sb_info.s_sb, sb.0);
+            self.put(sb, layout.s_fs_info, info.0);
+        }
         self.init_list(sb.offset(layout.s_inodes.offset.into()));
         self.list_add(sb.offset(layout.s_list.offset.into()), self.super_blocks);
         sb
@@ -229,25 +236,70 @@ impl MockGuest {
         self.put(inode, self.layouts.inode.i_mode, mode);
     }
 
-    /// A disk behind a PCI function, and its whole block device; in the super block "bdev".
+    /// A virtio disk behind a PCI function, and its whole block device; in the super block "bdev".
     pub(crate) fn disk(&mut self, bdev_sb: Gva, name: &str, pci: &str, bytes: u64) -> Gva {
+        self.disk_below(bdev_sb, &[name, "virtio0", pci, "pci0000:00"], bytes)
+    }
+
+    /// A disk with these names of its device and the parents.
+    pub(crate) fn disk_below(&mut self, bdev_sb: Gva, names: &[&str], bytes: u64) -> Gva {
         let disk = self.alloc(self.layouts.gendisk.size);
         let at = Self::gpa(disk.offset(self.layouts.gendisk.disk_name.offset.into()));
-        self.write(at, name.as_bytes());
+        self.write(at, names[0].as_bytes());
         let bdev = self.block_device(bdev_sb, disk, 0, bytes);
         self.put(disk, self.layouts.gendisk.part0, bdev.0);
         let mut device = bdev.offset(BD_DEVICE.offset.into());
-        for (level, name) in [name, "virtio0", pci, "pci0000:00"].into_iter().enumerate() {
-            if level > 0 {
-                let parent = self.alloc(self.layouts.device.size);
-                self.put(device, self.layouts.device.parent, parent.0);
-                device = parent;
-            }
-            let name = self.text(name);
-            let kobj = device.offset(self.layouts.device.kobj.offset.into());
-            self.put(kobj, self.layouts.kobject.name, name);
+        self.name_device(device, names[0]);
+        for name in &names[1..] {
+            let parent = self.device(name);
+            self.put(device, self.layouts.device.parent, parent.0);
+            device = parent;
         }
         bdev
+    }
+
+    pub(crate) fn device(&mut self, name: &str) -> Gva {
+        let device = self.alloc(self.layouts.device.size);
+        self.name_device(device, name);
+        let private = self.alloc(self.children().private.size);
+        let layout = self.children();
+        self.put(device, layout.p, private.0);
+        self.put(private, layout.private.device, device.0);
+        self.init_list(self.klist_children(private));
+        device
+    }
+
+    fn name_device(&mut self, device: Gva, name: &str) {
+        let name = self.text(name);
+        let kobj = device.offset(self.layouts.device.kobj.offset.into());
+        self.put(kobj, self.layouts.kobject.name, name);
+    }
+
+    fn klist_children(&self, private: Gva) -> Gva {
+        let layout = self.children();
+        private.offset((layout.private.klist_children.offset + layout.klist.k_list.offset).into())
+    }
+
+    fn children(&self) -> DeviceChildren {
+        self.layouts.device_children.clone().unwrap()
+    }
+
+    /// klist_add_tail of one device to the children of another.
+    pub(crate) fn add_child(&mut self, parent: Gva, child: Gva) {
+        let layout = self.children();
+        let private = |device| Gva(self.get(device, layout.p));
+        let (parent, child) = (private(parent), private(child));
+        let node = layout.private.knode_parent.offset + layout.klist_node.n_node.offset;
+        self.list_add(child.offset(node.into()), self.klist_children(parent));
+    }
+
+    /// The device so many levels above a disk's own.
+    pub(crate) fn device_above(&self, bdev: Gva, levels: usize) -> Gva {
+        let mut device = bdev.offset(BD_DEVICE.offset.into());
+        for _ in 0..levels {
+            device = Gva(self.get(device, self.layouts.device.parent));
+        }
+        device
     }
 
     /// A block device from `start` on, with an inode.
@@ -439,6 +491,7 @@ fn layouts() -> Layouts {
             s_bdev: field(88, 8),
             s_inodes: field(104, 16),
             s_id: field(128, 32),
+            s_fs_info: field(168, 8),
         },
         file_system_type: FileSystemType {
             size: 64,
@@ -517,12 +570,30 @@ fn layouts() -> Layouts {
             size: 128,
             disk_name: field(16, 32),
             part0: field(64, 8),
+            private_data: field(80, 8),
         },
         device: Device {
             size: 128,
             kobj: field(8, 64),
             parent: field(96, 8),
         },
+        device_children: Ok(DeviceChildren {
+            p: field(104, 8),
+            private: DevicePrivate {
+                size: 256,
+                klist_children: field(16, 32),
+                knode_parent: field(64, 40),
+                device: field(200, 8),
+            },
+            klist: Klist {
+                size: 32,
+                k_list: field(8, 16),
+            },
+            klist_node: KlistNode {
+                size: 40,
+                n_node: field(16, 16),
+            },
+        }),
         kobject: Kobject {
             size: 64,
             name: field(24, 8),
@@ -557,6 +628,11 @@ fn layouts() -> Layouts {
                 i_data: field(0, 60),
                 i_flags: field(72, 8),
                 vfs_inode: field(128, 256),
+            },
+            sb_info: Ext4SbInfo {
+                size: 256,
+                s_mount_opt: field(104, 4),
+                s_sb: field(144, 8),
             },
         }),
         xfs: Ok(xfs::layout()),

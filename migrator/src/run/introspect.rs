@@ -45,12 +45,12 @@ pub async fn introspect(vm: &LiveVm, qemu_nbd: &Path) -> anyhow::Result<Introspe
     let mut number_of = vec![None; scan.disks.len()];
     for (at, host) in matched.into_iter().enumerate() {
         let guest = &scan.disks[at];
-        if let (Ok(host), Some(pci_address)) = (host, &guest.pci_address) {
+        if let (Ok(host), Some(path)) = (host, &guest.path) {
             number_of[at] = u32::try_from(found.disks.len()).ok();
-            let (name, pci_address) = (guest.name.clone(), pci_address.clone());
+            let (name, path) = (guest.name.clone(), path.to_string());
             found.disks.push(DiskIdentity {
                 name,
-                pci_address,
+                path,
                 bytes: host.bytes,
             });
         }

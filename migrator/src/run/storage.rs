@@ -75,13 +75,15 @@ impl Disks {
     fn for_hello(mut self, wanted: &[DiskIdentity]) -> anyhow::Result<Vec<Option<Opened>>> {
         let mut disks = Vec::new();
         for disk in wanted {
-            let same =
-                |host: &HostDisk| host.pci_address.as_deref() == Some(disk.pci_address.as_str());
+            let same = |host: &HostDisk| {
+                let path = host.path.as_ref();
+                path.is_some_and(|path| path.to_string() == disk.path)
+            };
             let Some(at) = self.host.iter().position(|(host, _)| same(host)) else {
                 bail!(
-                    "the source's disk {} at PCI address {} is not in the destination QEMU; start it with the source's options",
+                    "the source's disk {} at {} is not in the destination QEMU; start it with the source's options",
                     disk.name,
-                    disk.pci_address
+                    disk.path
                 );
             };
             let (host, found) = self.host.swap_remove(at);

@@ -4,11 +4,11 @@ use super::Resolver;
 
 layouts! {
     /// drivers/md/dm-core.h
-    MappedDevice "mapped_device" { map }
+    MappedDevice "mapped_device" { map, disk }
     /// drivers/md/dm-core.h
-    DmTable "dm_table" { num_targets, targets }
+    DmTable "dm_table" { md, num_targets, targets }
     /// include/linux/device-mapper.h
-    DmTarget "dm_target" { r#type, begin, len, private }
+    DmTarget "dm_target" { table, r#type, begin, len, private }
     /// include/linux/device-mapper.h
     TargetType "target_type" { name }
     /// include/linux/device-mapper.h

@@ -115,11 +115,13 @@ macro_rules! layouts {
 }
 
 mod btrfs;
+mod device;
 mod dm;
 mod ext4;
 mod xfs;
 
 pub use btrfs::*;
+pub use device::*;
 pub use dm::*;
 pub use ext4::*;
 pub use xfs::*;
@@ -128,7 +130,9 @@ layouts! {
     /// include/linux/types.h
     ListHead "list_head" { next, prev }
     /// include/linux/fs.h (include/linux/fs/super_types.h)
-    SuperBlock "super_block" { s_list, s_blocksize, s_type, s_bdev, s_inodes, s_id }
+    SuperBlock "super_block" {
+        s_list, s_blocksize, s_type, s_bdev, s_inodes, s_id, s_fs_info
+    }
     /// include/linux/fs.h
     FileSystemType "file_system_type" { name }
     /// include/linux/fs.h
@@ -150,7 +154,7 @@ layouts! {
     /// include/linux/blk_types.h
     BlockDevice "block_device" { bd_disk } + { bd_holders, bd_holder }
     /// include/linux/blkdev.h
-    Gendisk "gendisk" { disk_name, part0 }
+    Gendisk "gendisk" { disk_name, part0, private_data }
     /// include/linux/device.h
     Device "device" { kobj, parent }
     /// include/linux/kobject.h
@@ -240,6 +244,8 @@ pub struct Layouts {
     pub partition: Partition,
     pub gendisk: Gendisk,
     pub device: Device,
+    /// A device's children: only disks on ATA ports need them.
+    pub device_children: Result<DeviceChildren, MissingFields>,
     pub kobject: Kobject,
     pub dentry: Dentry,
     pub qstr: Qstr,
@@ -301,6 +307,7 @@ impl Layouts {
             partition: Partition::resolve(from),
             gendisk: Gendisk::resolve(from),
             device: Device::resolve(from),
+            device_children: Resolver::complete(from.types, DeviceChildren::resolve),
             kobject: Kobject::resolve(from),
             dentry: Dentry::resolve(from),
             qstr: Qstr::resolve(from),

@@ -1,15 +1,14 @@
 //! Block devices (block/bdev.c, include/linux/blk_types.h): a partition's place on its disk, and
-//! which disk of the machine that is, told by the names of its parents up to the PCI device.
+//! which disk of the machine that is, told by its parents up to the PCI root.
 
 use profiles::layout::Partition;
 
 use crate::address::{Gpa, Gva, PAGE_BYTES, Pfn};
+use crate::disk_path::DiskPath;
 use crate::kernel::{Folio, Inode, Kernel, Unreadable};
 
 /// Linux counts in these whatever the device's block size is.
 const SECTOR_BYTES: u64 = 512;
-/// A disk's parents: virtio has three, SCSI behind a bridge about nine.
-const PARENTS_MAX: usize = 32;
 /// Buffers of a folio: those of 512 bytes in one of 64 KiB.
 const BUFFERS_MAX: u64 = 128;
 
@@ -35,16 +34,7 @@ pub(crate) struct Disk {
     pub(crate) bytes: u64,
     /// Names of the device and its parents: vda, virtio0, 0000:00:02.0, pci0000:00.
     pub(crate) parents: Vec<String>,
-}
-
-impl Disk {
-    /// Address of the nearest PCI device above the disk.
-    pub(crate) fn pci_address(&self) -> Option<&str> {
-        self.parents
-            .iter()
-            .map(String::as_str)
-            .find(|name| is_pci_address(name))
-    }
+    pub(crate) path: Option<DiskPath>,
 }
 
 impl Kernel<'_> {
@@ -121,11 +111,21 @@ impl Kernel<'_> {
         };
         let sectors = self.uint(part0, length)?;
         let device = part0.offset(device.offset.into());
+        let devices = self.device_and_parents(device)?;
+        let parents: Vec<String> = devices
+            .iter()
+            .map(|&device| self.device_name(device))
+            .collect::<Result<_, _>>()?;
+        let names: Vec<&str> = parents.iter().map(String::as_str).collect();
+        let path = DiskPath::from_parents(&names, |level| {
+            self.ata_port(*devices.get(level)?, *devices.get(level + 1)?)
+        });
         Ok(Disk {
             gendisk,
             name: self.string_in(gendisk, self.layouts.gendisk.disk_name)?,
             bytes: sectors.checked_mul(SECTOR_BYTES).ok_or(Unreadable(part0))?,
-            parents: self.device_names(device)?,
+            parents,
+            path,
         })
     }
 
@@ -164,24 +164,4 @@ impl Kernel<'_> {
         let state = self.uint(buffer, layout.b_state).ok()?;
         Some(state & self.layouts.bh_uptodate != 0)
     }
-
-    fn device_names(&self, mut device: Gva) -> Result<Vec<String>, Unreadable> {
-        let mut names = Vec::new();
-        while !device.is_null() && names.len() < PARENTS_MAX {
-            let kobj = device.offset(self.layouts.device.kobj.offset.into());
-            names.push(self.string_behind(kobj, self.layouts.kobject.name)?);
-            device = self.pointer(device, self.layouts.device.parent)?;
-        }
-        Ok(names)
-    }
-}
-
-/// `0000:00:02.0`
-fn is_pci_address(name: &str) -> bool {
-    let hex = |text: &str, digits| text.len() >= digits && u32::from_str_radix(text, 16).is_ok();
-    let parts: Vec<&str> = name.split([':', '.']).collect();
-    matches!(parts[..], [domain, bus, slot, function]
-        if hex(domain, 4) && hex(bus, 2) && hex(slot, 2) && hex(function, 1))
-        && name.len() == parts.iter().map(|part| part.len() + 1).sum::<usize>() - 1
-        && name.rfind(':') < name.find('.')
 }

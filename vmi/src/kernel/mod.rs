@@ -3,6 +3,7 @@
 
 mod block;
 mod dentry;
+mod device;
 mod extent_buffer;
 mod list;
 mod lock;

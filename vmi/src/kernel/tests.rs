@@ -162,7 +162,7 @@ fn names_are_made_printable() {
 }
 
 #[test]
-fn a_disk_is_behind_its_nearest_pci_function() {
+fn a_disk_is_where_its_parents_say() {
     let mut guest = MockGuest::new();
     let sb = guest.super_block("bdev", "bdev", 4096, Gva(0));
     let bdev = guest.disk(sb, "vda", "0000:00:1f.2", 1 << 30);
@@ -171,25 +171,33 @@ fn a_disk_is_behind_its_nearest_pci_function() {
         disk.parents,
         ["vda", "virtio0", "0000:00:1f.2", "pci0000:00"]
     );
-    assert_eq!(
-        (disk.pci_address(), disk.bytes),
-        (Some("0000:00:1f.2"), 1 << 30)
-    );
-    for other in [
-        "pci0000:00",
-        "0:0:0:0",
-        "0000:00:1f",
-        "target0:0:0",
-        "0000.00:1f:2",
-        "",
-    ] {
-        let parents = vec!["sda".to_owned(), other.to_owned()];
-        let disk = Disk {
-            parents,
-            ..disk.clone()
-        };
-        assert_eq!(disk.pci_address(), None, "{other}");
+    let path = disk.path.unwrap().to_string();
+    assert_eq!((path.as_str(), disk.bytes), ("pci0000:00/1f.2", 1 << 30));
+}
+
+#[test]
+fn an_ata_ports_number_is_its_place_among_its_siblings() {
+    let mut guest = MockGuest::new();
+    let sb = guest.super_block("bdev", "bdev", 4096, Gva(0));
+    let names = "sda 3:0:0:0 target3:0:0 host3 ata9 0000:00:1f.2 pci0000:00";
+    let names: Vec<&str> = names.split(' ').collect();
+    let bdev = guest.disk_below(sb, &names, 1 << 30);
+    let path = |guest: &MockGuest| {
+        let disk = guest.kernel().disk(guest.gendisk_of(bdev)).unwrap();
+        disk.path.map(|path| path.to_string())
+    };
+    assert_eq!(path(&guest), None, "the port is not among its siblings");
+    let port = guest.device_above(bdev, 4);
+    let controller = guest.device_above(bdev, 5);
+    for name in ["ata8", "0000:00:1f.2:pcie001", "ata7"] {
+        let sibling = guest.device(name);
+        guest.add_child(controller, sibling);
     }
+    guest.add_child(controller, port);
+    assert_eq!(path(&guest).as_deref(), Some("pci0000:00/1f.2/ata2.0"));
+    let far = guest.device("ata11");
+    guest.add_child(controller, far);
+    assert_eq!(path(&guest), None, "a sequence with a gap tells nothing");
 }
 
 #[test]

@@ -36,6 +36,10 @@ impl Scanner<'_> {
                 self.structs_torn += 1;
                 continue;
             };
+            // Before 5.11 a device that nobody has open has no disk.
+            if bdev.gendisk.is_null() {
+                continue;
+            }
             if seen.insert(bdev.gendisk) {
                 self.add_disk(bdev.gendisk);
             }
@@ -82,7 +86,7 @@ impl GuestDisk {
     fn of(disk: &Disk) -> GuestDisk {
         GuestDisk {
             name: disk.name.clone(),
-            pci_address: disk.pci_address().map(str::to_owned),
+            path: disk.path.clone(),
             bytes: disk.bytes,
             parents: disk.parents.clone(),
         }

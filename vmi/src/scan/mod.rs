@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::attach::{AttachError, VcpuRegisters, attach};
+use crate::disk_path::DiskPath;
 use crate::kernel::{Kernel, KernelInfo};
 use crate::memory::GuestMemory;
 use crate::page_map::Run;
@@ -49,8 +50,8 @@ pub enum ScanError {
 pub struct GuestDisk {
     /// The kernel's name, such as vda.
     pub name: String,
-    /// Address of the PCI device it is behind, such as 0000:00:02.0.
-    pub pci_address: Option<String>,
+    /// None where it is not on a PCI controller of a known kind.
+    pub path: Option<DiskPath>,
     pub bytes: u64,
     /// Names of the device and its parents, from the disk up to the PCI root.
     pub parents: Vec<String>,
@@ -102,7 +103,7 @@ pub struct Scan {
     pub filesystems: Vec<FilesystemCounts>,
     /// The files with the most cached pages, as many as asked for.
     pub files: Vec<CachedFile>,
-    /// Restorable pages, sorted by disk and offset. Only disks with a PCI address occur.
+    /// Restorable pages, sorted by disk and offset. Only disks with a path occur.
     pub page_map: Vec<Run>,
     /// Structures that could not be read or contradicted each other, beside the pages counted as
     /// torn.

@@ -78,7 +78,7 @@ fn assert_sane(scan: &Scan) {
     let mut frames = std::collections::HashSet::new();
     for run in &scan.page_map {
         let disk = &scan.disks[run.disk];
-        assert!(disk.pci_address.is_some());
+        assert!(disk.path.is_some());
         assert!(run.offset + run.pages * PAGE_BYTES <= disk.bytes);
         for pfn in run.pfn..run.pfn + run.pages {
             assert!(
@@ -145,7 +145,8 @@ fn pages_are_restorable_or_left_out_for_a_reason() {
     ];
     assert_eq!(scan.page_map, merged);
     assert_eq!(scan.disks[0].name, "vda");
-    assert_eq!(scan.disks[0].pci_address.as_deref(), Some("0000:00:02.0"));
+    let path = scan.disks[0].path.as_ref().map(DiskPath::to_string);
+    assert_eq!(path.as_deref(), Some("pci0000:00/02.0"));
 }
 
 #[test]

@@ -27,7 +27,7 @@ impl Scanner<'_> {
             .disks
             .iter()
             .position(|disk| disk.gendisk == bdev.gendisk);
-        let disk = index.filter(|&index| self.guest_disks[index].pci_address.is_some());
+        let disk = index.filter(|&index| self.guest_disks[index].path.is_some());
         let disk = disk.ok_or(Reason::NotOnDisk)?;
         Volume::disk(disk, self.disks[disk].bytes).part(bdev.start, bdev.bytes)
     }

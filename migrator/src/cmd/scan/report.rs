@@ -6,7 +6,7 @@ use std::io::{self, Write};
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
-use vmi::{FilesystemCounts, PAGE_BYTES, Reason, Scan};
+use vmi::{DiskPath, FilesystemCounts, PAGE_BYTES, Reason, Scan};
 
 use crate::cmd::scan::Backing;
 use crate::cmd::scan::verify::Verified;
@@ -82,15 +82,15 @@ impl Report<'_> {
     }
 
     fn disks(&self) -> Option<String> {
-        let columns = ["DISK", "PCI ADDRESS", "SIZE", "FORMAT", "BACKING FILE"];
+        let columns = ["DISK", "PATH", "SIZE", "FORMAT", "BACKING FILE"];
         let mut table = table(&columns, &[2]);
         for (disk, backing) in self.scan.disks.iter().zip(self.backings) {
             let (format, file) = match backing {
                 Ok(image) => (image.format().to_owned(), image.to_string()),
                 Err(why) => ("-".to_owned(), format!("none: {why}")),
             };
-            let address = disk.pci_address.clone().unwrap_or("-".into());
-            table.add_row([disk.name.clone(), address, bytes(disk.bytes), format, file]);
+            let path = disk.path.as_ref().map_or("-".into(), DiskPath::to_string);
+            table.add_row([disk.name.clone(), path, bytes(disk.bytes), format, file]);
         }
         (!self.scan.disks.is_empty()).then(|| format!("{table}\n"))
     }
@@ -202,7 +202,7 @@ impl Report<'_> {
                 Err(why) => (Value::Null, Value::Null, json!(why)),
             };
             let line = json!({ "type": "disk", "name": disk.name, "bytes": disk.bytes,
-                "pci_address": disk.pci_address, "file": file, "format": format,
+                "path": disk.path.as_ref().map(DiskPath::to_string), "file": file, "format": format,
                 "unmatched": problem });
             writeln!(out, "{line}")?;
         }

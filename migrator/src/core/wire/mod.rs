@@ -231,8 +231,8 @@ where
 pub struct DiskIdentity {
     /// The guest kernel's name, such as `vda`.
     pub name: String,
-    /// PCI address in the guest, such as `0000:00:02.0`.
-    pub pci_address: String,
+    /// Its place in the machine, as [`vmi::DiskPath`] is written: `pci0000:00/02.0`.
+    pub path: String,
     /// Size in bytes.
     pub bytes: u64,
 }
