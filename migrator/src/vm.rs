@@ -184,8 +184,8 @@ impl LiveVm {
         let host = disks::host_disks(&self.qmp).await.unwrap_or_default();
         ScanOptions {
             vcpus,
-            files_max: 0,
             read_disk: Some(read_disk(host, qemu_nbd)),
+            ..ScanOptions::default()
         }
     }
 }

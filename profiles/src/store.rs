@@ -72,6 +72,20 @@ impl Store {
         Ok(Some(profile))
     }
 
+    /// All profiles, those saved last first: what a guest may run before it has told what it runs.
+    pub fn newest_first(&self) -> impl Iterator<Item = Profile> + use<> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let mut files: Vec<_> = entries
+            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+            .filter(|(_, path)| {
+                path.extension()
+                    .is_some_and(|extension| extension == "json")
+            })
+            .collect();
+        files.sort_unstable_by(|one, other| other.cmp(one));
+        files.into_iter().filter_map(|(_, path)| read(&path).ok())
+    }
+
     /// Keeps a profile; returns its file.
     ///
     /// # Errors

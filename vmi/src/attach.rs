@@ -1,19 +1,44 @@
-//! From a kernel that was found to one whose structs can be read: its image gives kallsyms and BTF.
-//! What it lacks of all that is read later is told here, by name.
+//! From a kernel that was found to one whose structs can be read, by a profile: the one that was
+//! given, one that is kept for its build, or one derived from its own memory. A profile is believed
+//! only as far as the guest agrees with it.
 
-use profiles::{Btf, BtfError, Image, Kallsyms, KallsymsError, Layouts, MissingFields};
+use profiles::{BtfError, KallsymsError, MissingFields, Profile, Store, StoreError, ready};
 use thiserror::Error;
 
 use crate::address::Gva;
-use crate::find::{Found, find};
-use crate::kernel::{Kernel, KernelInfo, Space};
+use crate::derive::Running;
+use crate::find::find;
+use crate::kernel::Kernel;
 use crate::memory::{GuestMemory, MemoryError};
+
+/// Profiles tried before the guest has told which build it runs.
+const KNOWN_MAX: usize = 256;
 
 /// What a vCPU's registers say about its address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VcpuRegisters {
     pub cr3: u64,
     pub cr4: u64,
+}
+
+/// Profiles that may be used in place of a look at the guest's own types.
+#[derive(Debug, Clone, Default)]
+pub struct Profiles {
+    /// Named by the operator: used or refused, never passed over.
+    pub given: Option<Profile>,
+    /// The profile directory, in which also is kept what was derived.
+    pub store: Option<Store>,
+}
+
+/// Where the profile that a kernel is read by came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProfileOrigin {
+    GuestMemory,
+    /// The profile directory, or those that come with pct-vmi.
+    Kept,
+    /// Kept, and completed with types of modules from the guest's memory.
+    Completed,
+    Given,
 }
 
 /// Why no kernel could be read.
@@ -39,82 +64,118 @@ pub enum AttachError {
     Memory(#[from] MemoryError),
     #[error("cannot read the kernel's symbols")]
     Kallsyms(#[from] KallsymsError),
-    #[error("kallsyms has no symbol {0}")]
+    #[error("nothing tells where the kernel's symbol {0} is")]
     Symbol(&'static str),
-    #[error("the kernel has no BTF (CONFIG_DEBUG_INFO_BTF)")]
+    #[error(
+        "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF); make a profile of it with \
+         `pct-vmi profile generate` and name it with --profile"
+    )]
     NoBtf,
     #[error("cannot read the kernel's BTF")]
     Btf(#[from] BtfError),
     #[error(transparent)]
     MissingFields(#[from] MissingFields),
+    #[error("guest memory contradicts {0}: the guest is still booting, or this is not its kernel")]
+    Contradiction(String),
+    #[error(
+        "the given profile is of kernel {profile}, the guest runs {guest}; leave it out, or name \
+         one of that kernel"
+    )]
+    OtherKernel { profile: String, guest: String },
+    #[error("the given profile cannot be used")]
+    Given(#[source] Box<AttachError>),
+}
+
+impl Profiles {
+    /// Those that may be of any guest, the likeliest first.
+    pub(crate) fn known(&self) -> impl Iterator<Item = Profile> {
+        let stored = self.store.iter().flat_map(Store::newest_first);
+        let given = self.given.iter().cloned();
+        given.chain(stored.take(KNOWN_MAX)).chain(ready::all())
+    }
+
+    /// What is kept of a build, and why a file of it could not be used.
+    fn kept(&self, build_id: &str) -> (Option<Profile>, Option<StoreError>) {
+        let (stored, problem) = match self.store.as_ref().map(|store| store.load(build_id)) {
+            Some(Ok(stored)) => (stored, None),
+            Some(Err(problem)) => (None, Some(problem)),
+            None => (None, None),
+        };
+        let kept = match (stored, ready::find(build_id)) {
+            (Some(mut stored), Some(ready)) => {
+                stored.complete_from(&ready);
+                Some(stored)
+            }
+            (stored, ready) => stored.or(ready),
+        };
+        (kept, problem)
+    }
 }
 
 /// Finds the kernel. `vcpus` may be empty, as for a dump.
 ///
 /// # Errors
-/// When there is no Linux kernel, several, or one that lacks something that is read.
+/// When there is no Linux kernel, several, or one that lacks something that is read; when the given
+/// profile is not the guest's.
 pub fn attach<'m>(
     mem: &'m dyn GuestMemory,
     vcpus: &[VcpuRegisters],
+    profiles: &Profiles,
 ) -> Result<Kernel<'m>, AttachError> {
-    let (found, bytes) = find(mem, vcpus)?;
-    let space = Space::new(mem, found.table);
-    let image = Image {
-        base: found.stext.0,
-        bytes: &bytes,
-    };
-    understand(space, image, &found)
+    let running = find(mem, vcpus, profiles)?;
+    match &profiles.given {
+        Some(given) => {
+            running.has_identity(given)?;
+            let kernel = by_profile(&running, given.clone());
+            let mut kernel = kernel.map_err(|error| AttachError::Given(Box::new(error)))?;
+            kernel.origin = ProfileOrigin::Given;
+            Ok(kernel)
+        }
+        None => by_kept_or_derived(&running, profiles),
+    }
 }
 
-fn understand<'m>(
-    mut space: Space<'m>,
-    image: Image<'_>,
-    found: &Found,
+fn by_kept_or_derived<'m>(
+    running: &Running<'m>,
+    profiles: &Profiles,
 ) -> Result<Kernel<'m>, AttachError> {
-    let kallsyms = Kallsyms::find(image, Some(&found.info))?;
-    let [
-        start_btf,
-        stop_btf,
-        super_blocks,
-        page_offset_base,
-        vmemmap_base,
-    ] = kallsyms.lookup([
-        "__start_BTF",
-        "__stop_BTF",
-        "super_blocks",
-        "page_offset_base",
-        "vmemmap_base",
-    ]);
-    let (Some(start), Some(stop)) = (start_btf, stop_btf) else {
-        return Err(AttachError::NoBtf);
+    let (kept, mut problem) = match running.build_id() {
+        Some(build_id) => profiles.kept(build_id),
+        None => (None, None),
     };
-    let length = usize::try_from(stop.saturating_sub(start)).unwrap_or(usize::MAX);
-    let btf = image.at(start, length).ok_or(AttachError::Image {
-        address: Gva(start),
-    })?;
-    let layouts = Layouts::resolve(&Btf::parse(btf)?)?;
+    // One that does not fit after all is derived anew, and then replaced.
+    let by_kept = kept.clone().and_then(|kept| by_profile(running, kept).ok());
+    let mut kernel = match by_kept {
+        Some(kernel) => kernel,
+        None => running.kernel(running.derive()?)?,
+    };
+    if let Some(store) = &profiles.store
+        && kept.as_ref() != Some(&kernel.profile)
+        && running.build_id().is_some()
+    {
+        problem = store.save(&kernel.profile).err().or(problem);
+    }
+    kernel.profile_problem = problem.map(|problem| problem.to_string());
+    Ok(kernel)
+}
 
-    // Variables, whose values are read.
-    let variable = |address: Option<u64>, name| {
-        address
-            .and_then(|at| image.u64(at))
-            .ok_or(AttachError::Symbol(name))
-    };
-    let vmemmap = Gva(variable(vmemmap_base, "vmemmap_base")?);
-    space.use_direct_map(variable(page_offset_base, "page_offset_base")?);
-    let info = KernelInfo {
-        release: found.info.text("OSRELEASE").unwrap_or("unknown").to_owned(),
-        build_id: found.info.text("BUILD-ID").map(str::to_owned),
-        stext: found.stext.0,
-        phys_base: found.phys_base,
-        page_table_levels: space.table().levels,
-    };
-    let super_blocks = Gva(super_blocks.ok_or(AttachError::Symbol("super_blocks"))?);
-    Ok(Kernel {
-        info,
-        space,
-        layouts,
-        super_blocks,
-        vmemmap,
-    })
+/// The kernel as a profile describes it, with what the guest has and the profile lacks.
+fn by_profile<'m>(running: &Running<'m>, mut profile: Profile) -> Result<Kernel<'m>, AttachError> {
+    match running.kernel(profile.clone()) {
+        Ok(mut kernel) => {
+            kernel.origin = ProfileOrigin::Kept;
+            if kernel.modules_to_learn().is_empty() {
+                return Ok(kernel);
+            }
+        }
+        Err(error @ (AttachError::Contradiction(_) | AttachError::OtherKernel { .. })) => {
+            return Err(error);
+        }
+        // It lacks types or symbols: those may be in the guest.
+        Err(_) => {}
+    }
+    profile.complete_from(&running.derive()?);
+    let mut kernel = running.kernel(profile)?;
+    kernel.origin = ProfileOrigin::Completed;
+    Ok(kernel)
 }

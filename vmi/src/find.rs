@@ -2,10 +2,13 @@
 //! tables that it names lead to what it says, and, where vCPU registers are known, when a vCPU runs
 //! on that kernel: a reboot or kexec leaves stale notes behind.
 
+use std::collections::HashSet;
+
 use profiles::{Image, Kallsyms, Vmcoreinfo};
 
 use crate::address::{Gpa, Gva, PAGE_BYTES};
-use crate::attach::{AttachError, VcpuRegisters};
+use crate::attach::{AttachError, Profiles, VcpuRegisters};
+use crate::derive::Running;
 use crate::kernel::Space;
 use crate::memory::GuestMemory;
 use crate::paging::PageTable;
@@ -31,6 +34,8 @@ const NOTE_TEXT_BYTES_MAX: usize = 4096;
 const PROBE_BATCH: u64 = 1024;
 /// Notes looked at. Each boot or kexec leaves at most one.
 const NOTES_MAX: usize = 64;
+/// The variable that points to the note.
+const NOTE_SYMBOL: &str = "vmcoreinfo_note";
 /// PTI keeps the user half's table in the page behind the kernel's.
 const PTI_USER_TABLE: u64 = 1 << 12;
 
@@ -43,46 +48,74 @@ pub(crate) struct Found {
     pub(crate) phys_base: i64,
 }
 
-/// Finds the running kernel, from a vCPU's page tables where any is known, else by its note; and
-/// reads its image from `_stext` on.
-pub(crate) fn find(
-    mem: &dyn GuestMemory,
+/// Finds the running kernel, from a vCPU's page tables where any is known, else by its note.
+pub(crate) fn find<'m>(
+    mem: &'m dyn GuestMemory,
     vcpus: &[VcpuRegisters],
-) -> Result<(Found, Vec<u8>), AttachError> {
-    if let Some(found) = vcpus.iter().find_map(|vcpu| by_registers(mem, vcpu)) {
-        return Ok(found);
+    profiles: &Profiles,
+) -> Result<Running<'m>, AttachError> {
+    match by_registers(mem, vcpus, profiles) {
+        Some(running) => Ok(running),
+        None => Ok(Running::new(mem, by_note(mem, vcpus)?, None)),
     }
-    let found = by_note(mem, vcpus)?;
-    let image = read_image(&Space::new(mem, found.table), found.stext)?;
-    Ok((found, image))
 }
 
 /// The kernel that a vCPU runs on: its image begins at the first address that is mapped where
-/// kernels are, and its symbols tell where its note is. Costs the same for any size of RAM.
-fn by_registers(mem: &dyn GuestMemory, vcpu: &VcpuRegisters) -> Option<(Found, Vec<u8>)> {
-    let levels = if vcpu.cr4 & CR4_LA57 != 0 { 5 } else { 4 };
-    [vcpu.cr3, vcpu.cr3 & !PTI_USER_TABLE]
-        .into_iter()
-        .find_map(|cr3| {
-            let space = Space::new(mem, PageTable::from_cr3(cr3, levels));
-            let steps = (START_KERNEL_MAP..=u64::MAX).step_by(IMAGE_STEP as usize);
-            let mut steps = steps
-                .take((KERNEL_IMAGE_BYTES / IMAGE_STEP) as usize)
-                .map(Gva);
-            let stext = steps.find(|&step| space.translate(step).is_some())?;
-            let bytes = read_image(&space, stext).ok()?;
-            let image = Image {
-                base: stext.0,
-                bytes: &bytes,
-            };
-            let [note] = Kallsyms::find(image, None)
-                .ok()?
-                .lookup(["vmcoreinfo_note"]);
-            let note = space.translate(Gva(image.u64(note?)?))?;
-            let found = found(&read_note(mem, note)?).ok()?;
-            let is_it = found.stext == stext && found.is_running(mem, &[*vcpu]);
-            is_it.then_some((found, bytes))
-        })
+/// kernels are. Costs the same for any size of RAM.
+fn by_registers<'m>(
+    mem: &'m dyn GuestMemory,
+    vcpus: &[VcpuRegisters],
+    profiles: &Profiles,
+) -> Option<Running<'m>> {
+    let mut tried = HashSet::new();
+    let tables = vcpus.iter().flat_map(|vcpu| {
+        let levels = if vcpu.cr4 & CR4_LA57 != 0 { 5 } else { 4 };
+        let cr3 = [vcpu.cr3, vcpu.cr3 & !PTI_USER_TABLE];
+        cr3.map(|cr3| (PageTable::from_cr3(cr3, levels), vcpu))
+    });
+    for (table, vcpu) in tables {
+        let space = Space::new(mem, table);
+        let steps = (START_KERNEL_MAP..=u64::MAX).step_by(IMAGE_STEP as usize);
+        let mut steps = steps
+            .take((KERNEL_IMAGE_BYTES / IMAGE_STEP) as usize)
+            .map(Gva);
+        let mapped = steps.find_map(|step| Some((step, space.translate(step)?)));
+        // What is no Linux is looked at once, however many vCPUs run it.
+        let Some((stext, _)) = mapped.filter(|image| tried.insert(*image)) else {
+            continue;
+        };
+        let is_it = |found: &Found| found.stext == stext && found.is_running(mem, &[*vcpu]);
+        let known = profiles
+            .known()
+            .find_map(|profile| note_behind(&space, profile.address(NOTE_SYMBOL, stext.0)?));
+        if let Some(found) = known.filter(is_it) {
+            return Some(Running::new(mem, found, None));
+        }
+        let by_image = by_image(&space, stext).filter(|(found, _)| is_it(found));
+        if let Some((found, image)) = by_image {
+            return Some(Running::new(mem, found, Some(image)));
+        }
+    }
+    None
+}
+
+/// The kernel's symbols, which its image holds, tell where its note is.
+fn by_image(space: &Space<'_>, stext: Gva) -> Option<(Found, Vec<u8>)> {
+    let bytes = read_image(space, stext).ok()?;
+    let image = Image {
+        base: stext.0,
+        bytes: &bytes,
+    };
+    let kallsyms = Kallsyms::find(image, None).ok()?;
+    let [note] = kallsyms.lookup([NOTE_SYMBOL]);
+    Some((note_behind(space, note?)?, bytes))
+}
+
+/// The note that the pointer at an address points to.
+fn note_behind(space: &Space<'_>, pointer: u64) -> Option<Found> {
+    let note = space.u64(Gva(pointer)).ok()?;
+    let note = space.translate(Gva(note))?;
+    found(&read_note(space.mem(), note)?).ok()
 }
 
 /// The kernel whose VMCOREINFO note is somewhere in RAM.
@@ -215,7 +248,7 @@ fn read_note(mem: &dyn GuestMemory, gpa: Gpa) -> Option<Vmcoreinfo> {
 }
 
 /// The kernel's image from `_stext` to where its mapping ends.
-fn read_image(space: &Space<'_>, stext: Gva) -> Result<Vec<u8>, AttachError> {
+pub(crate) fn read_image(space: &Space<'_>, stext: Gva) -> Result<Vec<u8>, AttachError> {
     let unmapped = AttachError::Image { address: stext };
     let Some(start) = space.translate(stext) else {
         return Err(unmapped);

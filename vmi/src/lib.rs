@@ -8,6 +8,7 @@ pub mod address;
 pub mod attach;
 mod btrfs;
 mod cache;
+mod derive;
 mod disk_path;
 mod ext4;
 mod find;
@@ -25,6 +26,7 @@ mod volume;
 mod xfs;
 
 pub use address::{Gpa, Gva, PAGE_BYTES, Pfn};
+pub use attach::{AttachError, ProfileOrigin, Profiles, VcpuRegisters, attach};
 pub use attach::{AttachError, VcpuRegisters, attach};
 pub use disk_path::{DiskPath, DiskUnit};
 pub use kernel::{Kernel, KernelInfo};

@@ -7,9 +7,10 @@ use profiles::layout::{
     Klist, KlistNode, Kobject, Layouts, ListHead, Locks, Page, PageFlags, Partition, Qstr, RbNode,
     RbRoot, SuperBlock, XaNode, Xarray,
 };
-use profiles::{Field, MissingFields};
+use profiles::{Field, Identity, Layers, MissingFields, Profile};
 
 use crate::address::{Gpa, Gva, PAGE_BYTES};
+use crate::attach::ProfileOrigin;
 use crate::kernel::{Kernel, KernelInfo, Space};
 use crate::layout::RamRange;
 use crate::memory::{GuestMemory, MemoryError};
@@ -117,12 +118,20 @@ impl MockGuest {
             phys_base: 0,
             page_table_levels: 4,
         };
+        let identity = Identity {
+            release: "mock".into(),
+            build_id: None,
+        };
         Kernel {
             info,
             space,
             layouts: self.layouts.clone(),
             super_blocks: self.super_blocks,
             vmemmap: Gva(DIRECT_MAP + VMEMMAP),
+            btf_modules: None,
+            profile: Profile::new(identity, &Layers(Vec::new()), 0, |_| None),
+            origin: ProfileOrigin::Given,
+            profile_problem: None,
         }
     }
 
@@ -622,6 +631,7 @@ fn layouts() -> Layouts {
             rw_semaphore_count: Some(field(8, 8)),
             qrwlock_wlocked: Some(field(4, 1)),
         },
+        btf_modules: Err(MissingFields(Vec::new())),
         ext4: Ok(Ext4 {
             inode_info: Ext4InodeInfo {
                 size: 512,

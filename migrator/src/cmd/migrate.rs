@@ -36,6 +36,8 @@ pub struct MigrateArgs {
     downtime_limit: Option<u64>,
     #[command(flatten)]
     reading: QemuNbdArgs,
+    #[command(flatten)]
+    profile: super::ProfileArgs,
     /// Where the journal is kept.
     #[arg(long, value_name = "DIR", default_value_os_t = journal::default_dir())]
     journal_dir: PathBuf,
@@ -60,11 +62,12 @@ const TEST_SHIFT_BLOCKS: &str = "PCT_VMI_TEST_SHIFT_BLOCKS";
 /// Runs `pct-vmi migrate`; returns the exit code.
 pub async fn run(args: MigrateArgs) -> anyhow::Result<u8> {
     let begun = Instant::now();
+    let profiles = args.profile.profiles()?;
     let vm = vm::live(&args.vm).await?;
     let seen = match args.division {
         // Nothing is to come from storage, so nothing is to be known of it.
         Some(0.0) => Introspected::default(),
-        _ => introspect::introspect(&vm, &args.reading.qemu_nbd)
+        _ => introspect::introspect(&vm, &args.reading.qemu_nbd, profiles)
             .await
             .unwrap_or_else(|error| {
                 note(&format!(

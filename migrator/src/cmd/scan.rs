@@ -43,6 +43,8 @@ pub struct ScanArgs {
     pub disk: Vec<GivenDisk>,
     #[command(flatten)]
     pub reading: QemuNbdArgs,
+    #[command(flatten)]
+    pub profile: super::ProfileArgs,
     /// Print JSON lines, the last of them a summary.
     #[arg(long)]
     pub json: bool,
@@ -61,6 +63,7 @@ pub async fn run(args: ScanArgs) -> anyhow::Result<u8> {
         ),
         Vm::Dump(_) => (Vec::new(), ScanOptions::default()),
     };
+    options.profiles = args.profile.profiles()?;
     options.files_max = args.files.unwrap_or(0);
     let memory = vm.memory();
     let scan = {

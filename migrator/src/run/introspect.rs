@@ -33,10 +33,17 @@ pub fn ram_blocks(layout: &RamLayout) -> Vec<RamBlock> {
 }
 
 /// Scans `vm`; `qemu_nbd` is the program for disks that only QEMU can read. The error says why the migration has to be a plain one.
-pub async fn introspect(vm: &LiveVm, qemu_nbd: &Path) -> anyhow::Result<Introspected> {
+pub async fn introspect(
+    vm: &LiveVm,
+    qemu_nbd: &Path,
+    profiles: vmi::Profiles,
+) -> anyhow::Result<Introspected> {
     let begun = Instant::now();
     let memory = vm.memory.clone();
-    let options = vm.scan_options(qemu_nbd).await;
+    let options = vmi::ScanOptions {
+        profiles,
+        ..vm.scan_options(qemu_nbd).await
+    };
     let scan = tokio::task::spawn_blocking(move || vmi::scan(memory.as_ref(), &options)).await??;
     let table = RamTable::new(ram_blocks(&vm.layout))?;
     let host = disks::host_disks(&vm.qmp).await?;

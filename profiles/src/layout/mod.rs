@@ -118,12 +118,14 @@ mod btrfs;
 mod device;
 mod dm;
 mod ext4;
+mod module;
 mod xfs;
 
 pub use btrfs::*;
 pub use device::*;
 pub use dm::*;
 pub use ext4::*;
+pub use module::*;
 pub use xfs::*;
 
 layouts! {
@@ -160,7 +162,7 @@ layouts! {
     /// include/linux/kobject.h
     Kobject "kobject" { name }
     /// include/linux/dcache.h
-    Dentry "dentry" { d_parent, d_name, d_u }
+    Dentry "dentry" { d_parent, d_name, d_u | "d_alias" }
     /// include/linux/dcache.h
     Qstr "qstr" { name, len }
     /// include/linux/rbtree.h
@@ -252,6 +254,8 @@ pub struct Layouts {
     pub rb_node: RbNode,
     pub rb_root: RbRoot,
     pub locks: Locks,
+    /// Where the kernel keeps the BTF of its modules.
+    pub btf_modules: Result<BtfModules, MissingFields>,
     /// Modules on most kernels: each may be without types, and then says what it lacks.
     pub ext4: Result<Ext4, MissingFields>,
     pub xfs: Result<Xfs, MissingFields>,
@@ -314,6 +318,7 @@ impl Layouts {
             rb_node: RbNode::resolve(from),
             rb_root: RbRoot::resolve(from),
             locks: Locks::resolve(from),
+            btf_modules: Resolver::complete(from.types, BtfModules::resolve),
             ext4: Resolver::complete(from.types, Ext4::resolve),
             xfs: Resolver::complete(from.types, Xfs::resolve),
             btrfs: Resolver::complete(from.types, Btrfs::resolve),

@@ -8,12 +8,13 @@ mod extent_buffer;
 mod list;
 mod lock;
 mod mapping;
+mod module;
 mod rbtree;
 mod space;
 mod tlb;
 mod xarray;
 
-use profiles::{Field, Layouts};
+use profiles::{Field, Layouts, Profile};
 
 pub(crate) use block::{BlockDevice, Disk};
 pub(crate) use list::Walk;
@@ -23,6 +24,7 @@ pub use space::Unreadable;
 pub(crate) use xarray::Folio;
 
 use crate::address::{Gva, Pfn};
+use crate::attach::ProfileOrigin;
 
 /// What identifies a kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,12 +50,28 @@ pub struct Kernel<'m> {
     pub(crate) super_blocks: Gva,
     /// Address of the struct page of frame 0.
     pub(crate) vmemmap: Gva,
+    /// Head of the list of modules with BTF, on kernels that have it.
+    pub(crate) btf_modules: Option<Gva>,
+    pub(crate) profile: Profile,
+    pub(crate) origin: ProfileOrigin,
+    /// Why a kept profile could not be used, or this one not be kept.
+    pub(crate) profile_problem: Option<String>,
 }
 
 impl Kernel<'_> {
     /// What identifies it.
     pub fn info(&self) -> &KernelInfo {
         &self.info
+    }
+
+    /// What it is read by, as small as it can be.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// Where that came from.
+    pub fn profile_origin(&self) -> ProfileOrigin {
+        self.origin
     }
 
     /// The frame that a struct page describes; None when the address is no struct page of RAM.

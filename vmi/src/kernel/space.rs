@@ -116,6 +116,11 @@ impl<'m> Space<'m> {
         Ok(())
     }
 
+    /// The number of eight bytes at an address.
+    pub(crate) fn u64(&self, at: Gva) -> Result<u64, Unreadable> {
+        self.uint(at, Field { offset: 0, size: 8 })
+    }
+
     /// An unsigned field of up to eight bytes; of a longer one the first eight.
     pub(crate) fn uint(&self, base: Gva, field: Field) -> Result<u64, Unreadable> {
         let mut value = [0; 8];

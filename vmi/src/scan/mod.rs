@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use crate::attach::{AttachError, ProfileOrigin, Profiles, VcpuRegisters, attach};
 use crate::attach::{AttachError, VcpuRegisters, attach};
 use crate::disk_path::DiskPath;
 use crate::kernel::{Kernel, KernelInfo};
@@ -33,6 +34,8 @@ pub type ReadDisk = Box<dyn Fn(&GuestDisk, u64, &mut [u8]) -> bool + Send + Sync
 pub struct ScanOptions {
     /// Registers of the guest's vCPUs; empty where they are not known.
     pub vcpus: Vec<VcpuRegisters>,
+    /// By default all is derived from the guest's memory, and nothing is kept.
+    pub profiles: Profiles,
     /// How many of the files with the most cached pages to list.
     pub files_max: usize,
     pub read_disk: Option<ReadDisk>,
@@ -98,6 +101,9 @@ pub struct Timings {
 #[derive(Debug, Clone)]
 pub struct Scan {
     pub kernel: KernelInfo,
+    pub profile_origin: ProfileOrigin,
+    /// Why a kept profile could not be used, or the derived one not be kept.
+    pub profile_problem: Option<String>,
     pub disks: Vec<GuestDisk>,
     /// Those with cached pages.
     pub filesystems: Vec<FilesystemCounts>,
@@ -138,7 +144,7 @@ impl Scan {
 /// When its kernel cannot be found or read; whatever is wrong further on is counted in the scan.
 pub fn scan(mem: &dyn GuestMemory, options: &ScanOptions) -> Result<Scan, ScanError> {
     let start = Instant::now();
-    let kernel = attach(mem, &options.vcpus)?;
+    let kernel = attach(mem, &options.vcpus, &options.profiles)?;
     let attach = start.elapsed();
     let mut scan = scan_kernel(&kernel, options);
     scan.timings = Timings {

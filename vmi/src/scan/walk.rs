@@ -272,6 +272,8 @@ impl<'s> Scanner<'s> {
         });
         Scan {
             kernel: self.kernel.info.clone(),
+            profile_origin: self.kernel.origin,
+            profile_problem: self.kernel.profile_problem.clone(),
             disks: self.guest_disks,
             filesystems: self.filesystems,
             files: files.collect(),

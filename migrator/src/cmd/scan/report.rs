@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 use vmi::{DiskPath, FilesystemCounts, PAGE_BYTES, Reason, Scan};
+use vmi::{FilesystemCounts, PAGE_BYTES, ProfileOrigin, Reason, Scan};
 
 use crate::cmd::scan::Backing;
 use crate::cmd::scan::verify::Verified;
@@ -43,8 +44,17 @@ impl Report<'_> {
             .build_id
             .as_ref()
             .map_or(String::new(), |id| format!(", build {id}"));
+        let origin = match self.scan.profile_origin {
+            ProfileOrigin::GuestMemory => "from guest memory",
+            ProfileOrigin::Kept => "kept",
+            ProfileOrigin::Completed => "kept, completed from guest memory",
+            ProfileOrigin::Given => "given",
+        };
+        let problem = self.scan.profile_problem.as_ref();
+        let problem = problem.map_or(String::new(), |problem| format!(" ({problem})"));
         Some(format!(
-            "Linux {}{build_id}\n_stext at {:#x}, phys_base {}, {}-level page tables\n",
+            "Linux {}{build_id}\n_stext at {:#x}, phys_base {}, {}-level page tables, \
+             profile {origin}{problem}\n",
             kernel.release,
             kernel.stext,
             signed_hex(kernel.phys_base),

@@ -1,0 +1,58 @@
+//! Modules that describe their own types (kernel/bpf/btf.c): a list of small structs that lead to
+//! their BTF. Only those whose types are still wanted are read, and each within a bound.
+
+use crate::address::Gva;
+use crate::kernel::{Kernel, Unreadable};
+
+/// A Debian guest has under a hundred loaded.
+const MODULES_MAX: usize = 4096;
+/// The largest module's BTF has 1 MB.
+const BTF_BYTES_MAX: u64 = 4 << 20;
+
+/// Where a module's BTF is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ModuleBtf {
+    data: Gva,
+    bytes: u64,
+}
+
+impl Kernel<'_> {
+    /// The loaded modules that can tell of types that are still missing.
+    pub(crate) fn modules_to_learn(&self) -> Vec<ModuleBtf> {
+        let (Some(head), Ok(layout)) = (self.btf_modules, &self.layouts.btf_modules) else {
+            return Vec::new();
+        };
+        let missing = self.layouts.modules();
+        let missing = missing.iter().filter(|(_, missing)| missing.is_some());
+        let mut wanted: Vec<&str> = missing.map(|(name, _)| *name).collect();
+        let mut found = Vec::new();
+        for module in self
+            .list_entries(head, layout.btf_module.list, MODULES_MAX)
+            .entries
+        {
+            let Ok(btf) = self.pointer(module, layout.btf_module.btf) else {
+                continue;
+            };
+            let name = self.string_in(btf, layout.btf.name).unwrap_or_default();
+            let Some(at) = wanted.iter().position(|wanted| *wanted == name) else {
+                continue;
+            };
+            let data = self.pointer(btf, layout.btf.data);
+            if let (Ok(data), Ok(bytes)) = (data, self.uint(btf, layout.btf.data_size)) {
+                wanted.swap_remove(at);
+                found.push(ModuleBtf { data, bytes });
+            }
+        }
+        found
+    }
+
+    /// A module's BTF, which continues the kernel's.
+    pub(crate) fn module_btf(&self, module: &ModuleBtf) -> Result<Vec<u8>, Unreadable> {
+        if module.bytes > BTF_BYTES_MAX {
+            return Err(Unreadable(module.data));
+        }
+        let mut bytes = vec![0; module.bytes as usize];
+        self.space.read(module.data, &mut bytes)?;
+        Ok(bytes)
+    }
+}
