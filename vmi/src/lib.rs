@@ -27,7 +27,6 @@ mod xfs;
 
 pub use address::{Gpa, Gva, PAGE_BYTES, Pfn};
 pub use attach::{AttachError, ProfileOrigin, Profiles, VcpuRegisters, attach};
-pub use attach::{AttachError, VcpuRegisters, attach};
 pub use disk_path::{DiskPath, DiskUnit};
 pub use kernel::{Kernel, KernelInfo};
 pub use layout::{LayoutError, RamBlock, RamLayout, RamRange};

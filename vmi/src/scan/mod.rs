@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::attach::{AttachError, ProfileOrigin, Profiles, VcpuRegisters, attach};
-use crate::attach::{AttachError, VcpuRegisters, attach};
 use crate::disk_path::DiskPath;
 use crate::kernel::{Kernel, KernelInfo};
 use crate::memory::GuestMemory;

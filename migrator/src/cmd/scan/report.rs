@@ -6,8 +6,8 @@ use std::io::{self, Write};
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
-use vmi::{DiskPath, FilesystemCounts, PAGE_BYTES, Reason, Scan};
-use vmi::{FilesystemCounts, PAGE_BYTES, ProfileOrigin, Reason, Scan};
+
+use vmi::{DiskPath, FilesystemCounts, PAGE_BYTES, ProfileOrigin, Reason, Scan};
 
 use crate::cmd::scan::Backing;
 use crate::cmd::scan::verify::Verified;
