@@ -37,10 +37,22 @@ impl QemuRam {
     /// When a block that the guest sees has no address, or cannot be read.
     pub fn open(pid: i32, layout: RamLayout) -> Result<QemuRam, MemoryError> {
         let maps = maps::read(pid)?;
+        QemuRam::with(pid, layout, &maps)
+    }
+
+    /// As [`QemuRam::open`], mapping nothing: the same bytes, only slower.
+    ///
+    /// # Errors
+    /// As [`QemuRam::open`].
+    pub fn open_unmapped(pid: i32, layout: RamLayout) -> Result<QemuRam, MemoryError> {
+        QemuRam::with(pid, layout, &[])
+    }
+
+    fn with(pid: i32, layout: RamLayout, maps: &[Mapping]) -> Result<QemuRam, MemoryError> {
         let backings = layout
             .blocks
             .iter()
-            .map(|block| backing(pid, &maps, block))
+            .map(|block| backing(pid, maps, block))
             .collect();
         let ram = QemuRam {
             pid,
