@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use goblin::container::{Container, Ctx, Endian};
-use goblin::elf::header::{EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, EM_X86_64, ET_CORE};
+use goblin::elf::header::{EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, EM_386, EM_X86_64, ET_CORE};
 use goblin::elf::program_header::{PT_LOAD, ProgramHeader};
 use goblin::elf64::header::{Header, SIZEOF_EHDR};
 
@@ -18,13 +18,17 @@ const SIZEOF_PHDR: usize = 56;
 /// The segments that hold memory, in the file's order.
 pub(super) fn ranges(file: &File, head: &[u8; SIZEOF_EHDR]) -> Result<Vec<RamRange>, String> {
     let header = Header::from_bytes(head);
-    let is_core = head[EI_CLASS] == ELFCLASS64
-        && head[EI_DATA] == ELFDATA2LSB
-        && header.e_type == ET_CORE
-        && header.e_machine == EM_X86_64;
-    if !is_core {
+    if head[EI_DATA] != ELFDATA2LSB
+        || header.e_type != ET_CORE
+        || !matches!(header.e_machine, EM_X86_64 | EM_386)
+    {
+        return Err("this ELF file is not the core of an x86 guest; use dump-guest-memory".into());
+    }
+    // QEMU goes by its first vCPU's mode and by the RAM's size.
+    if head[EI_CLASS] != ELFCLASS64 {
         return Err(
-            "this ELF file is not a 64-bit core of an x86 guest; use dump-guest-memory".into(),
+            "this ELF core is 32-bit: the guest was in its firmware or boot loader when it was dumped"
+                .into(),
         );
     }
     if header.e_phnum == PN_XNUM || usize::from(header.e_phentsize) != SIZEOF_PHDR {

@@ -177,8 +177,11 @@ fn other_formats_are_refused_by_name() {
     for (at, byte) in [(16, 2), (18, 183), (5, 2)] {
         let mut other = core(&[(0, &[0; 4096])]);
         other[at] = byte;
-        assert!(refusal(&other).contains("not a 64-bit core of an x86 guest"));
+        assert!(refusal(&other).contains("not the core of an x86 guest"));
     }
+    let mut other = core(&[(0, &[0; 4096])]);
+    other[4] = 1;
+    assert!(refusal(&other).contains("32-bit"));
     let cut = core(&[(0, &[0; 4096])]);
     assert!(refusal(&cut[..cut.len() - 1]).contains("cut short"));
     assert!(refusal(&cut[..100]).contains("program headers"));
