@@ -1,4 +1,4 @@
-//! Resolves `<vm>`: a QMP socket, the PID of a QEMU, or a dump file. A live VM's memory is opened
+//! Resolves `<vm>`: a QMP socket, the PID of a QEMU, a dump file, or memflow-kvm:PID. A live VM's memory is opened
 //! only after QEMU has told where it is, and nothing here changes anything in the VM.
 
 use std::io;
@@ -17,6 +17,9 @@ use crate::qmp::Qmp;
 /// of several is not.
 const REGISTER_SAMPLES: usize = 3;
 
+/// What the name of a KVM guest that is read through memflow's kernel module begins with.
+const MEMFLOW_KVM: &str = "memflow-kvm:";
+
 /// A VM that runs, or could, on this host.
 pub struct LiveVm {
     /// As the operator named it.
@@ -34,6 +37,8 @@ pub struct LiveVm {
 pub enum Vm {
     Live(Box<LiveVm>),
     Dump(Arc<Dump>),
+    /// Memory alone, through a memflow connector.
+    Connector(Arc<dyn GuestMemory>),
 }
 
 impl Vm {
@@ -42,6 +47,7 @@ impl Vm {
         match self {
             Vm::Live(vm) => vm.memory.clone(),
             Vm::Dump(dump) => dump.clone(),
+            Vm::Connector(memory) => memory.clone(),
         }
     }
 }
@@ -53,6 +59,12 @@ impl Vm {
 pub async fn resolve(name: &str) -> anyhow::Result<Vm> {
     if let Ok(pid) = name.parse::<i32>() {
         return Ok(Vm::Live(Box::new(from_pid(name, pid).await?)));
+    }
+    if let Some(pid) = name.strip_prefix(MEMFLOW_KVM) {
+        let pid = pid
+            .parse()
+            .with_context(|| format!("{name}: {pid:?} is no PID"))?;
+        return Ok(Vm::Connector(vmi::memflow_kvm(pid)?));
     }
     let path = Path::new(name);
     let kind = std::fs::metadata(path)
@@ -77,6 +89,9 @@ pub async fn live(name: &str) -> anyhow::Result<LiveVm> {
     match resolve(name).await? {
         Vm::Live(vm) => Ok(*vm),
         Vm::Dump(_) => bail!("{name} is a dump file; name the QMP socket or the PID of a QEMU"),
+        Vm::Connector(_) => {
+            bail!("{name} is memory alone; name the QMP socket or the PID of the QEMU")
+        }
     }
 }
 
@@ -278,6 +293,19 @@ mod tests {
         assert_eq!(chardev, [PathBuf::from("/run/p"), PathBuf::from("/run/c")]);
         let inherited = sockets("qemu -chardev socket,id=m,fd=27 -mon chardev=m,mode=control");
         assert!(inherited.is_empty(), "{inherited:?}");
+    }
+
+    #[tokio::test]
+    async fn memflow_kvm_says_what_it_lacks() {
+        let refusal = |name| async move { format!("{:#}", resolve(name).await.err().unwrap()) };
+        assert!(refusal("memflow-kvm:x").await.contains("no PID"));
+        let lacks = refusal("memflow-kvm:1").await;
+        let expected = if cfg!(feature = "memflow-kvm") {
+            "cannot open /dev/memflow"
+        } else {
+            "--features memflow-kvm"
+        };
+        assert!(lacks.contains(expected), "{lacks}");
     }
 
     #[test]

@@ -28,7 +28,8 @@ const DIFFERENT: u8 = 4;
   2  the command line is wrong
   4  --verify found pages that differ from their blocks (a running guest may write meanwhile)")]
 pub struct ScanArgs {
-    /// QMP socket path, PID of a QEMU, or dump file (raw RAM, or ELF from dump-guest-memory).
+    /// QMP socket path, PID of a QEMU, dump file (raw RAM, ELF from dump-guest-memory, LiME), or
+    /// memflow-kvm:PID to read through memflow's kernel module.
     pub vm: String,
     /// List the files with the most cached pages; 20 of them, or as many as given.
     #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "20")]
@@ -61,7 +62,7 @@ pub async fn run(args: ScanArgs) -> anyhow::Result<u8> {
             disks::host_disks(&live.qmp).await?,
             live.scan_options(&args.reading.qemu_nbd).await,
         ),
-        Vm::Dump(_) => (Vec::new(), ScanOptions::default()),
+        Vm::Dump(_) | Vm::Connector(_) => (Vec::new(), ScanOptions::default()),
     };
     options.profiles = args.profile.profiles()?;
     options.files_max = args.files.unwrap_or(0);
@@ -112,7 +113,7 @@ fn backings(scan: &Scan, host: &[HostDisk], given: &[GivenDisk]) -> anyhow::Resu
     ) {
         (Some(given), _) => given.image.clone().ok_or("left out by --disk".into()),
         (None, Ok(host)) => Ok(host.image.clone()),
-        (None, Err(_)) if host.is_empty() => Err("not known for a dump".into()),
+        (None, Err(_)) if host.is_empty() => Err("not known without QMP".into()),
         (None, Err(why)) => Err(why.to_string()),
     };
     Ok(scan.disks.iter().zip(matched).map(backing).collect())

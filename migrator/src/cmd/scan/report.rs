@@ -66,10 +66,10 @@ impl Report<'_> {
         let mut table = table(&["GUEST PHYSICAL", "SIZE", "RAM BLOCK", "OFFSET"], &[1, 3]);
         let layout = match self.vm {
             Vm::Live(vm) => Some(&vm.layout),
-            Vm::Dump(_) => None,
+            Vm::Dump(_) | Vm::Connector(_) => None,
         };
         for range in self.vm.memory().ranges() {
-            let block = layout.map_or("(dump)", |layout| layout.blocks[range.block].name.as_str());
+            let block = layout.map_or("-", |layout| layout.blocks[range.block].name.as_str());
             table.add_row([
                 format!("{:#x}-{:#x}", range.gpa, range.gpa + range.bytes - 1),
                 bytes(range.bytes),
@@ -87,6 +87,7 @@ impl Report<'_> {
             }
             Vm::Live(_) => "process_vm_readv".to_owned(),
             Vm::Dump(_) => "dump file".to_owned(),
+            Vm::Connector(_) => "memflow-kvm".to_owned(),
         };
         Some(format!("{table}\nread by {source}\n"))
     }
@@ -200,7 +201,7 @@ impl Report<'_> {
         for range in self.vm.memory().ranges() {
             let block = match self.vm {
                 Vm::Live(vm) => json!(vm.layout.blocks[range.block].name),
-                Vm::Dump(_) => Value::Null,
+                Vm::Dump(_) | Vm::Connector(_) => Value::Null,
             };
             let line = json!({ "type": "ram", "gpa": range.gpa, "bytes": range.bytes,
                 "block": block, "offset": range.offset });
