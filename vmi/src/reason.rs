@@ -14,12 +14,15 @@ pub enum Reason {
     DeviceHeld,
     /// The file system is not on a disk of the machine, or not directly.
     NotOnDisk,
+    /// On a device mapper target other than linear; with the text that says so.
+    DmTarget(&'static str),
+    /// A swap or quota file: the kernel writes it past its page cache.
+    PastCache,
     Dax,
     Encrypted,
     Verity,
     InlineData,
     JournalledData,
-    IndirectBlocks,
     /// The data is on XFS's realtime device.
     Realtime,
     NotUptodate,
@@ -50,7 +53,39 @@ pub enum Reason {
     Torn,
 }
 
+/// Documentation/admin-guide/device-mapper/
+const DM_TARGETS: [&str; 20] = [
+    "device mapper target cache",
+    "device mapper target clone",
+    "device mapper target crypt",
+    "device mapper target delay",
+    "device mapper target era",
+    "device mapper target error",
+    "device mapper target flakey",
+    "device mapper target integrity",
+    "device mapper target mirror",
+    "device mapper target multipath",
+    "device mapper target raid",
+    "device mapper target snapshot",
+    "device mapper target snapshot-merge",
+    "device mapper target snapshot-origin",
+    "device mapper target striped",
+    "device mapper target thin",
+    "device mapper target vdo",
+    "device mapper target verity",
+    "device mapper target writecache",
+    "device mapper target zero",
+];
+
 impl Reason {
+    /// For a device mapper target of this kind.
+    pub(crate) fn of_dm_target(kind: &str) -> Reason {
+        let known = DM_TARGETS
+            .into_iter()
+            .find(|text| text.strip_prefix("device mapper target ") == Some(kind));
+        Reason::DmTarget(known.unwrap_or("another device mapper target"))
+    }
+
     /// Short name, in the kernel's words where it has one.
     pub fn name(self) -> &'static str {
         match self {
@@ -59,12 +94,13 @@ impl Reason {
             Reason::NotRegular => "not S_ISREG",
             Reason::DeviceHeld => "block device in use",
             Reason::NotOnDisk => "not on a PCI disk",
+            Reason::DmTarget(text) => text,
+            Reason::PastCache => "swap or quota file",
             Reason::Dax => "DAX",
             Reason::Encrypted => "encrypted",
             Reason::Verity => "verity",
             Reason::InlineData => "inline data",
             Reason::JournalledData => "journalled data",
-            Reason::IndirectBlocks => "indirect blocks",
             Reason::Realtime => "realtime device",
             Reason::NotUptodate => "not PG_uptodate",
             Reason::Locked => "PG_locked",

@@ -63,7 +63,6 @@ impl Volume {
     }
 
     /// How many pieces it is in.
-    #[cfg_attr(not(test), expect(dead_code, reason = "device mapper, next"))]
     pub(crate) fn segments(&self) -> usize {
         self.segments.len()
     }

@@ -4,7 +4,7 @@ use super::Resolver;
 
 layouts! {
     /// fs/ext4/ext4.h
-    Ext4InodeInfo "ext4_inode_info" { vfs_inode, i_data, i_flags }
+    Ext4InodeInfo "ext4_inode_info" { vfs_inode, i_data, i_flags, i_data_sem }
     /// fs/ext4/ext4.h
     Ext4SbInfo "ext4_sb_info" { s_mount_opt, s_sb }
 }

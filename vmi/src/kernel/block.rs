@@ -4,11 +4,11 @@
 use profiles::layout::Partition;
 
 use crate::address::{Gpa, Gva, PAGE_BYTES, Pfn};
-use crate::disk_path::DiskPath;
+use crate::disk_path::{DiskPath, is_numbered};
 use crate::kernel::{Folio, Inode, Kernel, Unreadable};
 
 /// Linux counts in these whatever the device's block size is.
-const SECTOR_BYTES: u64 = 512;
+pub(super) const SECTOR_BYTES: u64 = 512;
 /// Buffers of a folio: those of 512 bytes in one of 64 KiB.
 const BUFFERS_MAX: u64 = 128;
 
@@ -35,6 +35,13 @@ pub(crate) struct Disk {
     /// Names of the device and its parents: vda, virtio0, 0000:00:02.0, pci0000:00.
     pub(crate) parents: Vec<String>,
     pub(crate) path: Option<DiskPath>,
+}
+
+impl Disk {
+    /// A device of device mapper, by its name.
+    pub(crate) fn is_mapped(&self) -> bool {
+        is_numbered(&self.name, "dm-")
+    }
 }
 
 impl Kernel<'_> {

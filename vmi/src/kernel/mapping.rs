@@ -7,9 +7,13 @@ use crate::reason::Reason;
 const S_IFMT: u64 = 0o170_000;
 const S_IFREG: u64 = 0o100_000;
 const S_IFBLK: u64 = 0o060_000;
-/// S_DAX of inode.i_flags: there is no page cache, the pages are the storage.
+// Of inode.i_flags.
+/// A quota file: its contents are metadata.
+const S_NOQUOTA: u64 = 1 << 5;
+const S_SWAPFILE: u64 = 1 << 8;
+/// There is no page cache, the pages are the storage.
 const S_DAX: u64 = 1 << 13;
-/// S_ENCRYPTED: the page cache has plain text, the disk has not.
+/// The page cache has plain text, the disk has not.
 const S_ENCRYPTED: u64 = 1 << 14;
 
 /// A mounted file system, or one of the kernel's own.
@@ -51,7 +55,12 @@ impl Inode {
 
     /// Why none of its pages is what a disk has, whatever the file system.
     pub(crate) fn excluded(&self) -> Option<Reason> {
-        let flags = [(S_DAX, Reason::Dax), (S_ENCRYPTED, Reason::Encrypted)];
+        let flags = [
+            (S_DAX, Reason::Dax),
+            (S_ENCRYPTED, Reason::Encrypted),
+            (S_SWAPFILE, Reason::PastCache),
+            (S_NOQUOTA, Reason::PastCache),
+        ];
         let set = flags.into_iter().find(|(flag, _)| self.flags & flag != 0);
         set.map(|(_, reason)| reason)
     }

@@ -4,6 +4,7 @@
 mod block;
 mod dentry;
 mod device;
+mod dm;
 mod extent_buffer;
 mod list;
 mod lock;
@@ -16,6 +17,7 @@ mod xarray;
 
 use profiles::{Field, Layouts, Profile};
 
+use block::SECTOR_BYTES;
 pub(crate) use block::{BlockDevice, Disk};
 pub(crate) use list::Walk;
 pub(crate) use mapping::{Inode, SuperBlock};

@@ -18,6 +18,8 @@ const LOOKS_MAX: usize = 1 << 24;
 /// A part of a disk.
 struct Part {
     gendisk: Gva,
+    /// It is of device mapper.
+    is_mapped: bool,
     disk: usize,
     range: Range<u64>,
 }
@@ -49,10 +51,17 @@ impl Claims {
     }
 
     /// Notes a device's place, for what it says of other devices' caches.
-    pub(super) fn add(&mut self, device: &Device, is_claimed: bool, volume: &Volume) {
+    pub(super) fn add(
+        &mut self,
+        device: &Device,
+        is_claimed: bool,
+        is_mapped: bool,
+        volume: &Volume,
+    ) {
         for (disk, range) in volume.ranges() {
             let part = |range| Part {
                 gendisk: device.bdev.gendisk,
+                is_mapped,
                 disk,
                 range,
             };
@@ -70,6 +79,7 @@ impl Claims {
     pub(super) fn cacheable(
         &mut self,
         bdev: &BlockDevice,
+        is_mapped: bool,
         volume: &Volume,
     ) -> Result<Volume, Reason> {
         let looks = self.claimed.len() + self.partitions.len() + 1;
@@ -80,7 +90,9 @@ impl Claims {
         // A disk's cache does not see what is written through a partition, now or earlier.
         let inside = |part: &&Part| bdev.is_whole && part.gendisk == bdev.gendisk;
         let partitions = self.partitions.iter().filter(inside);
-        let parts = self.claimed.iter().chain(partitions);
+        // What device mapper maps it has claimed itself.
+        let others = |part: &&Part| part.is_mapped || !is_mapped;
+        let parts = self.claimed.iter().filter(others).chain(partitions);
         let ranges: DiskRanges = parts.map(|part| (part.disk, part.range.clone())).collect();
         Ok(volume.without(&ranges, Reason::DeviceHeld))
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use crate::address::Gva;
-use crate::kernel::{Disk, SuperBlock};
+use crate::kernel::{BlockDevice, Disk, SuperBlock};
 use crate::scan::GuestDisk;
 use crate::scan::claims::Device;
 use crate::scan::walk::Scanner;
@@ -76,9 +76,16 @@ impl Scanner<'_> {
             let is_mark = device.bdev.is_whole && marks.contains(&device.bdev.gendisk);
             let is_claimed = device.is_mounted || device.bdev.is_held && !is_mark;
             if let Ok(volume) = self.volume(device.address) {
-                self.claims.add(device, is_claimed, &volume);
+                let is_mapped = self.is_mapped(&device.bdev);
+                self.claims.add(device, is_claimed, is_mapped, &volume);
             }
         }
+    }
+
+    /// Whether a block device is of device mapper.
+    pub(super) fn is_mapped(&self, bdev: &BlockDevice) -> bool {
+        let disk = self.disks.iter().find(|disk| disk.gendisk == bdev.gendisk);
+        disk.is_some_and(Disk::is_mapped)
     }
 }
 

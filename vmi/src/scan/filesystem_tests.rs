@@ -92,7 +92,8 @@ fn many_extents_on_xfs_are_found_through_the_tree() {
 
 #[test]
 fn xfs_leaves_out_what_is_not_plainly_in_its_data_fork() {
-    let cases: [(fn(&mut MockGuest, Gva), Reason); 5] = [
+    type Spoil = fn(&mut MockGuest, Gva);
+    let cases: [(Spoil, Reason); 5] = [
         (
             |guest, inode| {
                 let field = guest.layouts.xfs.as_ref().unwrap().i_diflags;

@@ -5,6 +5,7 @@
 mod btrfs;
 mod claims;
 mod disks;
+mod ext4;
 mod frames;
 mod place_of;
 mod volumes;

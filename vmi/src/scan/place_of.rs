@@ -2,7 +2,6 @@
 
 use std::rc::Rc;
 
-use crate::ext4;
 use crate::kernel::{Inode, SuperBlock};
 use crate::place::{Mapped, Place};
 use crate::reason::Reason;
@@ -13,7 +12,7 @@ impl Scanner<'_> {
     pub(super) fn place(&mut self, sb: &SuperBlock, inode: &Inode) -> Result<Place, Reason> {
         match sb.fs.as_str() {
             "bdev" => return self.place_of_bdev(inode),
-            "ext4" | "xfs" | "btrfs" => {}
+            "ext4" | "ext3" | "ext2" | "xfs" | "btrfs" => {}
             _ => return Err(Reason::Filesystem),
         }
         if !inode.is_regular() {
@@ -23,9 +22,9 @@ impl Scanner<'_> {
             return Err(reason);
         }
         match sb.fs.as_str() {
-            "ext4" => self.place_of_ext4(sb, inode),
             "xfs" => self.place_of_xfs(sb, inode),
-            _ => self.place_of_btrfs(inode),
+            "btrfs" => self.place_of_btrfs(inode),
+            _ => self.place_of_ext4(sb, inode),
         }
     }
 
@@ -36,45 +35,12 @@ impl Scanner<'_> {
             .block_device(address)
             .map_err(|_| Reason::Torn)?;
         let volume = self.volume(address)?;
+        let is_mapped = self.is_mapped(&bdev);
+        let cacheable = self.claims.cacheable(&bdev, is_mapped, &volume)?;
         Ok(Place {
             size_bytes: volume.bytes(),
-            volume: Rc::new(self.claims.cacheable(&bdev, &volume)?),
+            volume: Rc::new(cacheable),
             blocks: Mapped::Identity,
-        })
-    }
-
-    fn place_of_ext4(&mut self, sb: &SuperBlock, inode: &Inode) -> Result<Place, Reason> {
-        let ext4 = self.kernel.layouts.ext4.as_ref();
-        let layout = ext4.map_err(|_| Reason::NoTypes)?.inode_info;
-        let torn = |_| Reason::Torn;
-        let info = inode.address.container(layout.vfs_inode.offset);
-        let flags = self.kernel.uint(info, layout.i_flags).map_err(torn)?;
-        if let Some(reason) = ext4::excluded(flags) {
-            return Err(reason);
-        }
-        let volume = self.volume(sb.bdev)?;
-        if !sb.block_bytes.is_power_of_two() || !(1024..=1 << 16).contains(&sb.block_bytes) {
-            return Err(Reason::Torn);
-        }
-        let mut i_data = [0; ext4::I_DATA_BYTES];
-        let at = info.offset(layout.i_data.offset.into());
-        self.kernel.space.read(at, &mut i_data).map_err(torn)?;
-        let metadata = self.metadata(sb.bdev, &volume);
-        let mut blocks = ext4::Blocks {
-            read: &mut |block, buf| metadata.read_block(block, buf),
-            block_bytes: sb.block_bytes as usize,
-            budget: self.extent_blocks_left,
-        };
-        let extents = ext4::extents(&i_data, &mut blocks);
-        self.extent_blocks_left = blocks.budget;
-        let blocks = Mapped::Extents {
-            block_bytes: sb.block_bytes,
-            extents,
-        };
-        Ok(Place {
-            volume,
-            size_bytes: inode.size_bytes,
-            blocks,
         })
     }
 }

@@ -157,7 +157,6 @@ fn files_that_are_not_plainly_on_disk_are_left_out_whole() {
         (EXTENTS_FL | 0x200_0000, Reason::Dax),
         (EXTENTS_FL | 0x4000, Reason::JournalledData),
         (0x1000_0000, Reason::InlineData),
-        (0, Reason::IndirectBlocks),
     ];
     for (flags, reason) in cases {
         let mut sample = Sample::new();
@@ -243,6 +242,193 @@ fn a_partition_without_mount_has_a_cache_of_its_own() {
         pages: 1,
     };
     assert_eq!(scan.page_map, [expected]);
+}
+
+#[test]
+fn logical_volumes_reach_through_partitions_to_the_disks() {
+    let mut sample = Sample::new();
+    let guest = &mut sample.guest;
+    let bdev = guest.super_block("bdev", "bdev", 4096, Gva(0));
+    let (partition, spare) = (sample.partition, sample.spare);
+    let below = guest.mapped(
+        bdev,
+        "dm-0",
+        &[
+            ("linear", 64 << 10, Some((partition, 1 << 20))),
+            ("linear", 6 << 10, Some((spare, 3 << 20))),
+            ("linear", 58 << 10, Some((spare, 1 << 20))),
+        ],
+    );
+    let volume = guest.mapped(
+        bdev,
+        "dm-1",
+        &[
+            ("linear", 96 << 10, Some((below, 8 << 10))),
+            ("crypt", 32 << 10, None),
+        ],
+    );
+    let sb = guest.super_block("ext4", "dm-1", 4096, volume);
+    let file = guest.ext4_file(sb, 32 * 4096, &leaf(&[(0, 32, 0, false)]));
+    let flags = UPTODATE;
+    let indices = [0, 13, 14, 15, 16, 23, 24, 31].map(|index| (index, 0, flags));
+    let folios = sample.cache(file, &indices);
+    // The volume's own cache is its file system's; the cache of an unused one is not.
+    let scan = sample.scan();
+    let crypt = Reason::of_dm_target("crypt");
+    assert_eq!(crypt.name(), "device mapper target crypt");
+    let reasons = [(Reason::SplitBlocks, 1), (crypt, 2)];
+    assert_eq!(scan.reasons(), BTreeMap::from(reasons));
+    let run = |disk, offset, folio: usize| Run {
+        disk,
+        offset,
+        pfn: folios[folio].pfn,
+        pages: 1,
+    };
+    let in_partition = PARTITION_START + (1 << 20) + (8 << 10);
+    let expected = [
+        run(0, in_partition, 0),
+        run(0, in_partition + 13 * 4096, 1),
+        run(1, (1 << 20) + (2 << 10), 4),
+        run(1, (1 << 20) + (30 << 10), 5),
+        run(1, 3 << 20, 2),
+    ];
+    assert_eq!(scan.page_map, expected);
+}
+
+#[test]
+fn a_mapped_device_without_mount_has_a_cache_of_its_own() {
+    let mut sample = Sample::new();
+    let bdev = sample.guest.super_block("bdev", "bdev", 4096, Gva(0));
+    let linear = ("linear", 1 << 20, Some((sample.spare, 1 << 20)));
+    let volume = sample.guest.mapped(bdev, "dm-0", &[linear]);
+    let holders = sample.guest.layouts.block_device.bd_holders.unwrap();
+    sample.guest.put(sample.spare, holders, 1);
+    let (inode, whole) = (
+        sample.guest.inode_of(volume),
+        sample.guest.inode_of(sample.spare),
+    );
+    let folio = sample.cache(inode, &[(3, 0, UPTODATE)])[0];
+    sample.cache(whole, &[(0, 0, UPTODATE)]);
+    let scan = sample.scan();
+    assert_eq!(scan.reasons(), BTreeMap::from([(Reason::DeviceHeld, 1)]));
+    let expected = Run {
+        disk: 1,
+        offset: (1 << 20) + 3 * 4096,
+        pfn: folio.pfn,
+        pages: 1,
+    };
+    assert_eq!(scan.page_map, [expected]);
+}
+
+#[test]
+fn a_mapped_device_on_itself_is_on_no_disk() {
+    let mut sample = Sample::new();
+    let bdev = sample.guest.super_block("bdev", "bdev", 4096, Gva(0));
+    let linear = ("linear", 1 << 20, Some((sample.spare, 0)));
+    let volume = sample.guest.mapped(bdev, "dm-0", &[linear]);
+    let sb = sample.guest.super_block("ext4", "dm-0", 4096, volume);
+    let file = sample
+        .guest
+        .ext4_file(sb, 4096, &leaf(&[(0, 1, 10, false)]));
+    sample.cache(file, &[(0, 0, UPTODATE)]);
+    assert_eq!(sample.scan().restorable_pages(), 1);
+    let dev = sample.guest.dm_dev_of(volume);
+    let field = sample.guest.layouts.dm.as_ref().unwrap().dev.bdev;
+    sample.guest.put(dev, field, volume.0);
+    assert_eq!(
+        sample.scan().reasons(),
+        BTreeMap::from([(Reason::NotOnDisk, 1)])
+    );
+    // Another struct in the table's place.
+    let md = sample.guest.layouts.dm.as_ref().unwrap().mapped_device;
+    let private = sample.guest.layouts.gendisk.private_data;
+    let gendisk = sample.guest.gendisk_of(volume);
+    sample
+        .guest
+        .put(Gva(sample.guest.get(gendisk, private)), md.disk, 0);
+    assert_eq!(sample.scan().reasons(), BTreeMap::from([(Reason::Torn, 1)]));
+}
+
+#[test]
+fn files_of_ext3_have_blocks_of_pointers() {
+    let mut sample = Sample::new();
+    let sb = sample
+        .guest
+        .super_block("ext3", "vda1", 1024, sample.partition);
+    let mut i_data = [0; 60];
+    for (at, pointer) in [100u32, 101, 102, 103, 0, 0, 0, 0, 8, 9, 10, 11, 77]
+        .iter()
+        .enumerate()
+    {
+        i_data[4 * at..][..4].copy_from_slice(&pointer.to_le_bytes());
+    }
+    let file = sample.guest.ext4_file(sb, 1 << 20, &i_data);
+    sample.guest.set_ext4_flags(file, 0);
+    let folios = sample.cache(
+        file,
+        &[
+            (0, 0, UPTODATE),
+            (1, 0, UPTODATE),
+            (2, 0, UPTODATE),
+            (3, 0, UPTODATE),
+        ],
+    );
+    let read_disk: ReadDisk = Box::new(|_, offset, buf| {
+        assert_eq!((offset, buf.len()), (PARTITION_START + 77 * 1024, 1024));
+        for (at, word) in buf.chunks_exact_mut(4).enumerate() {
+            word.copy_from_slice(&(5000 + at as u32).to_le_bytes());
+        }
+        true
+    });
+    let options = ScanOptions {
+        read_disk: Some(read_disk),
+        ..ScanOptions::default()
+    };
+    let scan = sample.scan_with(&options);
+    assert_eq!(scan.reasons(), BTreeMap::from([(Reason::Hole, 1)]));
+    let run = |block: u64, folio: usize| Run {
+        disk: 0,
+        offset: PARTITION_START + block * 1024,
+        pfn: folios[folio].pfn,
+        pages: 1,
+    };
+    assert_eq!(scan.page_map, [run(8, 2), run(100, 0), run(5000, 3)]);
+}
+
+#[test]
+fn a_mount_that_journals_data_or_is_not_ext4s_is_left_out() {
+    let mut sample = Sample::new();
+    let file = sample
+        .guest
+        .ext4_file(sample.ext4, 4096, &leaf(&[(0, 1, 10, false)]));
+    sample.cache(file, &[(0, 0, UPTODATE)]);
+    let ext4 = sample.guest.layouts.ext4.clone().unwrap();
+    let info = sample.guest.fs_info(sample.ext4);
+    let reasons = |sample: &Sample| sample.scan().reasons();
+    for (options, expected) in [
+        (0x800, None),
+        (0xc00, None),
+        (0x400, Some(Reason::JournalledData)),
+    ] {
+        sample.guest.put(info, ext4.sb_info.s_mount_opt, options);
+        let expected: BTreeMap<Reason, u64> = expected.map(|why| (why, 1)).into_iter().collect();
+        assert_eq!(reasons(&sample), expected);
+    }
+    sample.guest.put(info, ext4.sb_info.s_sb, 0);
+    assert_eq!(reasons(&sample), BTreeMap::from([(Reason::Filesystem, 1)]));
+    sample.guest.put(info, ext4.sb_info.s_sb, sample.ext4.0);
+    sample.guest.put(info, ext4.sb_info.s_mount_opt, 0);
+    let inode_info = file.container(ext4.inode_info.vfs_inode.offset);
+    let sem = inode_info.offset(ext4.inode_info.i_data_sem.offset.into());
+    let count = sample.guest.layouts.locks.rw_semaphore_count.unwrap();
+    sample.guest.put(sem, count, 1);
+    assert_eq!(reasons(&sample), BTreeMap::from([(Reason::Changing, 1)]));
+    sample.guest.put(sem, count, 0x100);
+    assert_eq!(reasons(&sample), BTreeMap::new(), "readers change nothing");
+    sample
+        .guest
+        .put(file, sample.guest.layouts.inode.i_flags, 1 << 8);
+    assert_eq!(reasons(&sample), BTreeMap::from([(Reason::PastCache, 1)]));
 }
 
 /// A file whose extents are in block 77, and that block in the device's cache with these flags.

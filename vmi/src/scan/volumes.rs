@@ -10,26 +10,67 @@ use crate::scan::walk::Scanner;
 use crate::scan::{GuestDisk, ReadDisk};
 use crate::volume::Volume;
 
+/// Mapped devices on mapped devices: LVM puts three on each other at the most.
+const STACKED_MAX: u32 = 8;
+/// Targets looked at and segments kept in one scan, for all mapped devices together.
+pub(super) const SEGMENTS_MAX: usize = 1 << 16;
+
 impl Scanner<'_> {
     /// Where the bytes of a block device are.
     pub(super) fn volume(&mut self, bdev: Gva) -> Result<Rc<Volume>, Reason> {
         if let Some(known) = self.volumes.get(&bdev) {
             return known.clone();
         }
-        let volume = self.resolve(bdev).map(Rc::new);
+        let volume = self.resolve(bdev, STACKED_MAX).map(Rc::new);
         self.volumes.insert(bdev, volume.clone());
         volume
     }
 
-    fn resolve(&self, bdev: Gva) -> Result<Volume, Reason> {
+    fn resolve(&mut self, bdev: Gva, stacked_max: u32) -> Result<Volume, Reason> {
         let bdev = self.kernel.block_device(bdev).map_err(|_| Reason::Torn)?;
         let index = self
             .disks
             .iter()
-            .position(|disk| disk.gendisk == bdev.gendisk);
-        let disk = index.filter(|&index| self.guest_disks[index].path.is_some());
-        let disk = disk.ok_or(Reason::NotOnDisk)?;
-        Volume::disk(disk, self.disks[disk].bytes).part(bdev.start, bdev.bytes)
+            .position(|disk| disk.gendisk == bdev.gendisk)
+            .ok_or(Reason::NotOnDisk)?;
+        let disk = &self.disks[index];
+        let whole = match &self.guest_disks[index].path {
+            Some(_) => Volume::disk(index, disk.bytes),
+            None if disk.is_mapped() => self.resolve_mapped(bdev.gendisk, stacked_max)?,
+            None => return Err(Reason::NotOnDisk),
+        };
+        whole.part(bdev.start, bdev.bytes)
+    }
+
+    /// A device of device mapper.
+    fn resolve_mapped(&mut self, gendisk: Gva, stacked_max: u32) -> Result<Volume, Reason> {
+        let stacked_max = stacked_max.checked_sub(1).ok_or(Reason::NotOnDisk)?;
+        let kernel = self.kernel;
+        let layout = kernel.layouts.dm.as_ref().map_err(|_| Reason::NoTypes)?;
+        let targets = kernel.dm_targets(layout, gendisk, self.segments_left);
+        let targets = targets.ok().flatten().ok_or(Reason::Torn)?;
+        self.segments_left -= targets.len();
+        let mut volume = Volume::default();
+        for target in targets {
+            if target.begin != volume.bytes() {
+                return Err(Reason::Torn);
+            }
+            let part = match target.linear {
+                Some((bdev, start)) => self
+                    .resolve(bdev, stacked_max)
+                    .and_then(|below| below.part(start, target.bytes)),
+                None => Err(Reason::of_dm_target(&target.kind)),
+            };
+            match part {
+                Ok(part) => volume.append(&part),
+                Err(why) => volume.append_unusable(target.bytes, why),
+            }
+            if volume.segments() > self.segments_left {
+                return Err(Reason::NotOnDisk);
+            }
+        }
+        self.segments_left -= volume.segments();
+        Ok(volume)
     }
 
     /// The disks, as far as the host can read them.

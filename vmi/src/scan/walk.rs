@@ -12,6 +12,7 @@ use crate::reason::Reason;
 use crate::scan::btrfs::TreeBlocks;
 use crate::scan::claims::Claims;
 use crate::scan::frames::FrameSet;
+use crate::scan::volumes::SEGMENTS_MAX;
 use crate::scan::{CachedFile, FilesystemCounts, GuestDisk, Scan, ScanOptions, Timings};
 use crate::volume::Volume;
 
@@ -48,13 +49,14 @@ pub(super) struct Scanner<'s> {
     pub(super) guest_disks: Vec<GuestDisk>,
     pub(super) claims: Claims,
     /// By block device, or by btrfs_fs_info.
+    pub(super) segments_left: usize,
     pub(super) volumes: HashMap<Gva, Result<Rc<Volume>, Reason>>,
     frames: FrameSet,
     inodes_left: usize,
     /// Nodes and folios that may still be looked at: no guest has more of either than page frames,
     /// but for sparse files, whose nodes are mostly empty.
-    nodes_left: u64,
-    folios_left: u64,
+    pub(super) nodes_left: u64,
+    pub(super) folios_left: u64,
     pub(super) extent_blocks_left: u64,
     /// Nodes of XFS's extent trees, extent maps and chunks of btrfs.
     pub(super) extent_structs_left: u64,
@@ -81,6 +83,7 @@ impl<'s> Scanner<'s> {
             disks: Vec::new(),
             guest_disks: Vec::new(),
             claims: Claims::new(),
+            segments_left: SEGMENTS_MAX,
             volumes: HashMap::new(),
             frames: FrameSet::new(kernel.space.mem()),
             inodes_left: (bytes / INODE_BYTES_MIN) as usize,

@@ -5,25 +5,14 @@
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
+use crate::ext4::{BLOCKS_END, Blocks, Extent, I_DATA_BYTES};
 use crate::reason::Reason;
 
-/// Bytes of ext4_inode_info.i_data.
-pub(crate) const I_DATA_BYTES: usize = 60;
 const EXT4_EXT_MAGIC: u16 = 0xf30a;
 /// EXT4_MAX_EXTENT_DEPTH.
 const DEPTH_MAX: u16 = 5;
 /// ee_len above this says that the extent is unwritten, and its length is what is above.
 const EXT_INIT_MAX_LEN: u16 = 1 << 15;
-/// Logical block numbers have 32 bits.
-const BLOCKS_END: u64 = 1 << 32;
-
-// Flags of ext4_inode_info.i_flags, the same as on disk.
-const EXT4_ENCRYPT_FL: u64 = 0x800;
-const EXT4_JOURNAL_DATA_FL: u64 = 0x4000;
-const EXT4_EXTENTS_FL: u64 = 0x8_0000;
-const EXT4_VERITY_FL: u64 = 0x10_0000;
-const EXT4_DAX_FL: u64 = 0x200_0000;
-const EXT4_INLINE_DATA_FL: u64 = 0x1000_0000;
 
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -53,54 +42,14 @@ struct Index {
     ei_unused: U16,
 }
 
-/// Adjacent blocks of a file, in blocks of the file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Extent {
-    pub(crate) logical: u64,
-    pub(crate) blocks: u64,
-    /// The first block on the file system's device, or why there is none.
-    pub(crate) physical: Result<u64, Reason>,
-}
-
-/// Why an inode with these i_flags has no extents that could be used.
-pub(crate) fn excluded(i_flags: u64) -> Option<Reason> {
-    let reasons = [
-        (EXT4_INLINE_DATA_FL, Reason::InlineData),
-        (EXT4_ENCRYPT_FL, Reason::Encrypted),
-        (EXT4_VERITY_FL, Reason::Verity),
-        (EXT4_DAX_FL, Reason::Dax),
-        (EXT4_JOURNAL_DATA_FL, Reason::JournalledData),
-    ];
-    let excluded = reasons.into_iter().find(|(flag, _)| i_flags & flag != 0);
-    let indirect = (i_flags & EXT4_EXTENTS_FL == 0).then_some(Reason::IndirectBlocks);
-    excluded.map(|(_, reason)| reason).or(indirect)
-}
-
-/// Reads blocks of the file system for a tree.
-pub(crate) struct Blocks<'a> {
-    /// Fills the buffer with a block; false when it cannot.
-    pub(crate) read: &'a mut dyn FnMut(u64, &mut [u8]) -> bool,
-    pub(crate) block_bytes: usize,
-    /// Blocks that may still be read.
-    pub(crate) budget: u64,
-}
-
 /// All extents of an inode, sorted by logical block, not overlapping. Where a part of the tree
 /// could not be read or makes no sense, an extent with the reason stands for it.
 pub(crate) fn extents(i_data: &[u8; I_DATA_BYTES], blocks: &mut Blocks<'_>) -> Vec<Extent> {
     let mut extents = Vec::new();
     if node(i_data, None, 0, BLOCKS_END, blocks, &mut extents).is_none() {
-        extents = vec![unusable(0, BLOCKS_END, Reason::BadExtents)];
+        extents = vec![Extent::unusable(0, BLOCKS_END, Reason::BadExtents)];
     }
     extents
-}
-
-fn unusable(logical: u64, end: u64, reason: Reason) -> Extent {
-    Extent {
-        logical,
-        blocks: end - logical,
-        physical: Err(reason),
-    }
 }
 
 /// Adds the extents of one node that covers `start..end`. None when it is no node, with nothing
@@ -190,17 +139,17 @@ fn index(
     for (entry, end) in entries.iter().zip(ends) {
         let start = first_block(entry);
         let block = u64::from(entry.ei_leaf_hi.get()) << 32 | u64::from(entry.ei_leaf_lo.get());
-        let mut bytes = vec![0; blocks.block_bytes];
-        blocks.budget = blocks.budget.saturating_sub(1);
-        if blocks.budget == 0 || !(blocks.read)(block, &mut bytes) {
-            extents.push(unusable(start, end, Reason::ExtentBlockUnread));
-        } else if node(&bytes, Some(depth), start, end, blocks, extents).is_none() {
-            extents.push(unusable(start, end, Reason::BadExtents));
+        let Some(bytes) = blocks.read(block) else {
+            extents.push(Extent::unusable(start, end, Reason::ExtentBlockUnread));
+            continue;
+        };
+        if node(&bytes, Some(depth), start, end, blocks, extents).is_none() {
+            extents.push(Extent::unusable(start, end, Reason::BadExtents));
         }
     }
     Some(())
 }
 
 #[cfg(test)]
-#[path = "ext4_tests.rs"]
+#[path = "extents_tests.rs"]
 mod tests;
