@@ -577,6 +577,7 @@ fn layouts() -> Layouts {
             host: field(8, 8),
             i_pages: field(24, 16),
             nrpages: field(80, 8),
+            wb_err: field(96, 4),
         },
         xarray: Xarray {
             size: 16,

@@ -25,6 +25,8 @@ pub enum Reason {
     JournalledData,
     /// The data is on XFS's realtime device.
     Realtime,
+    /// A page of the file could not be written once: which of them the disk has is not known.
+    WritebackFailed,
     NotUptodate,
     /// Someone is reading, writing or giving up the page.
     Locked,
@@ -102,6 +104,7 @@ impl Reason {
             Reason::InlineData => "inline data",
             Reason::JournalledData => "journalled data",
             Reason::Realtime => "realtime device",
+            Reason::WritebackFailed => "writeback failed",
             Reason::NotUptodate => "not PG_uptodate",
             Reason::Locked => "PG_locked",
             Reason::Dirty => "PG_dirty",

@@ -140,7 +140,7 @@ layouts! {
     /// include/linux/fs.h
     Inode "inode" { i_mode, i_flags, i_mapping, i_ino, i_size, i_sb_list, i_dentry }
     /// include/linux/fs.h
-    AddressSpace "address_space" { host, i_pages, nrpages }
+    AddressSpace "address_space" { host, i_pages, nrpages, wb_err }
     /// include/linux/xarray.h
     Xarray "xarray" { xa_head }
     /// include/linux/xarray.h

@@ -40,6 +40,8 @@ pub(crate) struct Inode {
     pub(crate) size_bytes: u64,
     /// Pages in the mapping.
     pub(crate) nrpages: u64,
+    /// The mapping's errseq_t: 0 as long as no page of it failed to be written.
+    wb_err: u64,
     /// The mapping's host is this inode: not so for a block device's node in a file system.
     pub(crate) is_host: bool,
 }
@@ -62,7 +64,9 @@ impl Inode {
             (S_NOQUOTA, Reason::PastCache),
         ];
         let set = flags.into_iter().find(|(flag, _)| self.flags & flag != 0);
-        set.map(|(_, reason)| reason)
+        // A page that could not be written is clean afterwards, and nothing of the page tells.
+        let failed = (self.wb_err != 0).then_some(Reason::WritebackFailed);
+        set.map(|(_, reason)| reason).or(failed)
     }
 }
 
@@ -105,6 +109,7 @@ impl Kernel<'_> {
             flags: self.uint(address, layout.i_flags)?,
             size_bytes: self.uint(address, layout.i_size)?,
             nrpages: self.uint(mapping, self.layouts.address_space.nrpages)?,
+            wb_err: self.uint(mapping, self.layouts.address_space.wb_err)?,
             is_host: self.pointer(mapping, self.layouts.address_space.host)? == address,
         })
     }

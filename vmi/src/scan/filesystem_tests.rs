@@ -282,6 +282,19 @@ fn a_page_that_someone_holds_locked_is_left_out() {
 }
 
 #[test]
+fn a_file_that_could_not_be_written_is_left_out() {
+    let mut sample = Sample::new();
+    let sb = xfs(&mut sample);
+    let file = sample.guest.xfs_file(sb, 4096, &[(0, 1, 0, 5, false)]);
+    sample.cache(file, &pages(1));
+    let wb_err = sample.guest.layouts.address_space.wb_err;
+    let mapping = sample.guest.mapping(file);
+    sample.guest.put(mapping, wb_err, 0x1fb);
+    let reasons = BTreeMap::from([(Reason::WritebackFailed, 1)]);
+    assert_eq!(sample.scan().reasons(), reasons);
+}
+
+#[test]
 fn a_file_system_without_types_says_so() {
     let mut sample = Sample::new();
     let sb = xfs(&mut sample);
