@@ -35,6 +35,8 @@ pub enum Reason {
     PageError,
     Hwpoison,
     BeyondSize,
+    /// The last page of a file that was cut short on btrfs: the disk still has what was behind.
+    CutShort,
     Hole,
     Unwritten,
     /// Written, but without a place on disk yet.
@@ -112,6 +114,7 @@ impl Reason {
             Reason::PageError => "PG_error",
             Reason::Hwpoison => "PG_hwpoison",
             Reason::BeyondSize => "beyond i_size",
+            Reason::CutShort => "cut short",
             Reason::Hole => "hole",
             Reason::Unwritten => "unwritten extent",
             Reason::DelayedAllocation => "delayed allocation",

@@ -11,7 +11,11 @@ layouts! {
     /// fs/btrfs/extent_map.h
     ExtentMap "extent_map" {
         rb_node, start, len, flags
-    } + { disk_bytenr, offset, block_start, map_lookup }
+    } + {
+        disk_bytenr, offset, disk_num_bytes,
+        block_start, orig_start, orig_block_len,
+        map_lookup,
+    }
     /// fs/btrfs/ctree.h
     BtrfsRoot "btrfs_root" { node, fs_info }
     /// fs/btrfs/extent_io.h
@@ -33,15 +37,21 @@ pub struct ExtentFlags {
     pub prealloc: u64,
 }
 
-/// The address of an extent map's first byte.
+/// The address of an extent map's first byte, and what tells where the extent on disk ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExtentAddress {
     /// The extent as it is on disk, and where in it the map begins.
     DiskBytenr {
         disk_bytenr: Field,
+        disk_num_bytes: Field,
         offset: Field,
     },
-    BlockStart(Field),
+    /// The first byte's address, and where in the file the extent on disk would begin.
+    BlockStart {
+        block_start: Field,
+        orig_start: Field,
+        orig_block_len: Field,
+    },
 }
 
 /// How chunks are kept.
@@ -101,17 +111,31 @@ impl Btrfs {
 
 impl ExtentAddress {
     fn resolve(from: &mut Resolver<'_>, map: &ExtentMap) -> ExtentAddress {
-        match (map.disk_bytenr, map.offset, map.block_start) {
-            (Some(disk_bytenr), Some(offset), _) => ExtentAddress::DiskBytenr {
+        let newer = (map.disk_bytenr, map.disk_num_bytes, map.offset);
+        let older = (map.block_start, map.orig_start, map.orig_block_len);
+        if let (Some(disk_bytenr), Some(disk_num_bytes), Some(offset)) = newer {
+            return ExtentAddress::DiskBytenr {
                 disk_bytenr,
+                disk_num_bytes,
                 offset,
-            },
-            (_, _, Some(block_start)) => ExtentAddress::BlockStart(block_start),
-            _ => {
-                let names = "extent_map.block_start|disk_bytenr with offset";
-                from.missing.push(names.into());
-                ExtentAddress::BlockStart(Field { offset: 0, size: 0 })
+            };
+        }
+        let (block_start, orig_start, orig_block_len) = match older {
+            (Some(block_start), Some(orig_start), Some(orig_block_len)) => {
+                (block_start, orig_start, orig_block_len)
             }
+            _ => {
+                let names = "extent_map.disk_bytenr, .disk_num_bytes, .offset or \
+                             extent_map.block_start, .orig_start, .orig_block_len";
+                from.missing.push(names.into());
+                let none = Field { offset: 0, size: 0 };
+                (none, none, none)
+            }
+        };
+        ExtentAddress::BlockStart {
+            block_start,
+            orig_start,
+            orig_block_len,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Extent maps (fs/btrfs/extent_map.h), what the kernel keeps of file extents in memory. Two shapes:
 //! `block_start`, or in newer kernels `disk_bytenr` and `offset`. Pure; never takes a gap for a hole.
 
+use crate::btrfs::split_at_end;
 use crate::ext4::Extent;
 use crate::reason::Reason;
 
@@ -19,6 +20,8 @@ pub(crate) struct ExtentMap {
     pub(crate) address: u64,
     /// Added to the address where it is one.
     pub(crate) offset: u64,
+    /// Where the extent on disk ends.
+    pub(crate) disk_end: u64,
     pub(crate) compressed: bool,
     pub(crate) prealloc: bool,
 }
@@ -45,16 +48,17 @@ impl ExtentMap {
     }
 }
 
-/// Extents in bytes, in the order of the tree; holes are extents too.
+/// Extents in bytes of a file of so many, in the order of the tree; holes are extents too.
 ///
 /// # Errors
 /// When they overlap or make no sense.
-pub(crate) fn extents(maps: &[ExtentMap]) -> Result<Vec<Extent>, Reason> {
+pub(crate) fn extents(maps: &[ExtentMap], size_bytes: u64) -> Result<Vec<Extent>, Reason> {
     let mut extents: Vec<Extent> = Vec::with_capacity(maps.len());
     for map in maps {
         let free_from = extents.last().map_or(0, |last| last.logical + last.blocks);
         let extent = map.extent().filter(|extent| extent.logical >= free_from);
-        extents.push(extent.ok_or(Reason::Torn)?);
+        let extent = extent.ok_or(Reason::Torn)?;
+        extents.extend(split_at_end(extent, map.disk_end, size_bytes));
     }
     Ok(extents)
 }
@@ -119,6 +123,7 @@ mod tests {
             len,
             address,
             offset: 0,
+            disk_end: 0,
             compressed: false,
             prealloc: false,
         }
@@ -162,7 +167,7 @@ mod tests {
             extent(16384, 4096, Err(Reason::DelayedAllocation)),
             extent(20480, u64::MAX - 20480, Err(Reason::Hole)),
         ];
-        assert_eq!(extents(&maps).unwrap(), expected);
+        assert_eq!(extents(&maps, 1 << 20).unwrap(), expected);
         for bad in [
             vec![map(0, 8192, 1), map(4096, 4096, 2)],
             vec![map(0, 0, 1)],
@@ -172,7 +177,7 @@ mod tests {
                 ..map(0, 4096, 1)
             }],
         ] {
-            assert_eq!(extents(&bad), Err(Reason::Torn), "{bad:?}");
+            assert_eq!(extents(&bad, 1 << 20), Err(Reason::Torn), "{bad:?}");
         }
     }
 

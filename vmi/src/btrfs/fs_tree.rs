@@ -9,6 +9,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use crate::address::PAGE_BYTES;
+use crate::btrfs::split_at_end;
 use crate::ext4::Extent;
 use crate::reason::Reason;
 
@@ -110,12 +111,17 @@ pub(crate) struct Blocks<'a> {
     pub(crate) budget: &'a mut u64,
 }
 
-/// The extents of an inode in the tree below a root, in bytes, sorted, not overlapping; holes are
+/// The extents of an inode of so many bytes in the tree below a root, in bytes, sorted, not overlapping; holes are
 /// gaps. Where a part of the tree could not be read or makes no sense, an extent with the reason
 /// stands for it.
-pub(crate) fn extents(root: u64, ino: u64, blocks: &mut Blocks<'_>) -> Vec<Extent> {
+pub(crate) fn extents(
+    root: u64,
+    (ino, size_bytes): (u64, u64),
+    blocks: &mut Blocks<'_>,
+) -> Vec<Extent> {
     let mut search = Search {
         ino,
+        size_bytes,
         extents: Vec::new(),
     };
     let whole = (
@@ -144,6 +150,7 @@ type Range = (Key, Key);
 
 struct Search {
     ino: u64,
+    size_bytes: u64,
     extents: Vec<Extent>,
 }
 
@@ -230,11 +237,12 @@ impl Search {
         for item in wanted {
             let data = rest.get(item.offset.get() as usize..)?;
             let data = data.get(..item.size.get() as usize)?;
-            let Some(extent) = file_extent(item.key.offset.get(), data)? else {
+            let Some((extent, disk_end)) = file_extent(item.key.offset.get(), data)? else {
                 continue;
             };
             (extent.logical >= self.end()).then_some(())?;
-            self.extents.push(extent);
+            let parts = split_at_end(extent, disk_end, self.size_bytes);
+            self.extents.extend(parts);
         }
         Some(())
     }
@@ -262,15 +270,15 @@ fn rising(keys: impl Iterator<Item = Key>) -> Option<()> {
     keys.is_sorted_by(|one, next| one < next).then_some(())
 }
 
-/// A file extent item at an offset in the file: None when it makes no sense, Some(None) for a hole.
-#[allow(clippy::option_option)]
-fn file_extent(logical: u64, data: &[u8]) -> Option<Option<Extent>> {
+/// A file extent item at an offset in the file, and where the extent on disk ends: None when it makes
+/// no sense, Some(None) for a hole.
+fn file_extent(logical: u64, data: &[u8]) -> Option<Option<(Extent, u64)>> {
     let (head, rest) = FileExtentHead::ref_from_prefix(data).ok()?;
-    let (blocks, physical) = match head.kind {
+    let (blocks, physical, disk_end) = match head.kind {
         BTRFS_FILE_EXTENT_INLINE => {
             let bytes = head.ram_bytes.get().max(1);
             let blocks = bytes.checked_next_multiple_of(PAGE_BYTES)?;
-            (blocks, Err(Reason::InlineData))
+            (blocks, Err(Reason::InlineData), 0)
         }
         BTRFS_FILE_EXTENT_REG | BTRFS_FILE_EXTENT_PREALLOC => {
             let (tail, _) = FileExtentTail::ref_from_prefix(rest).ok()?;
@@ -287,16 +295,21 @@ fn file_extent(logical: u64, data: &[u8]) -> Option<Option<Extent>> {
             } else {
                 Ok(at)
             };
-            (tail.num_bytes.get(), physical)
+            let disk_end = tail
+                .disk_bytenr
+                .get()
+                .checked_add(tail.disk_num_bytes.get())?;
+            (tail.num_bytes.get(), physical, disk_end)
         }
         _ => return None,
     };
     logical.checked_add(blocks)?;
-    (blocks > 0).then_some(Some(Extent {
+    let extent = Extent {
         logical,
         blocks,
         physical,
-    }))
+    };
+    (blocks > 0).then_some(Some((extent, disk_end)))
 }
 
 #[cfg(test)]

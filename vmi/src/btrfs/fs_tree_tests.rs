@@ -6,6 +6,7 @@ use super::*;
 
 const NODE_BYTES: usize = 4096;
 const INO: u64 = 300;
+const SIZE_BYTES: u64 = 1 << 20;
 const UNREAD: Reason = Reason::ExtentBlockUnread;
 
 fn header(ptr: BlockPtr, nritems: usize) -> Vec<u8> {
@@ -85,7 +86,7 @@ fn search(blocks: &[Vec<u8>], root: u64) -> Vec<Extent> {
         read: &mut |bytenr| by_address.get(&bytenr).cloned().ok_or(UNREAD),
         budget: &mut budget,
     };
-    extents(root, INO, &mut blocks)
+    extents(root, (INO, SIZE_BYTES), &mut blocks)
 }
 
 fn extent(logical: u64, blocks: u64, physical: Result<u64, Reason>) -> Extent {
@@ -206,7 +207,7 @@ fn a_block_that_is_not_the_one_meant_is_refused() {
         read: &mut read,
         budget: &mut budget,
     };
-    let found = extents(16, INO, &mut blocks);
+    let found = extents(16, (INO, SIZE_BYTES), &mut blocks);
     assert_eq!(found[1], extent(8192, 8192, Err(Reason::BadExtents)));
 }
 

@@ -126,7 +126,10 @@ impl MockGuest {
             disk_bytenr: address_field,
             ..
         }
-        | ExtentAddress::BlockStart(address_field)) = layout.extent_address;
+        | ExtentAddress::BlockStart {
+            block_start: address_field,
+            ..
+        }) = layout.extent_address;
         let nodes: Vec<Gva> = maps
             .iter()
             .map(|&(start, len, address, flags)| {
@@ -219,11 +222,15 @@ pub(super) fn layout() -> Btrfs {
             flags: field(80, 4),
             disk_bytenr: Some(field(48, 8)),
             offset: Some(field(64, 8)),
+            disk_num_bytes: Some(field(56, 8)),
             block_start: None,
+            orig_start: None,
+            orig_block_len: None,
             map_lookup: None,
         },
         extent_address: ExtentAddress::DiskBytenr {
             disk_bytenr: field(48, 8),
+            disk_num_bytes: field(56, 8),
             offset: field(64, 8),
         },
         extent_flags: ExtentFlags {
@@ -271,15 +278,24 @@ pub(crate) fn older_layout() -> Btrfs {
     let layout = layout();
     let map_lookup = field(88, 8);
     let block_start = field(48, 8);
+    let orig_start = field(96, 8);
+    let orig_block_len = field(104, 8);
     Btrfs {
         extent_map: ExtentMap {
             disk_bytenr: None,
+            disk_num_bytes: None,
             offset: None,
             block_start: Some(block_start),
+            orig_start: Some(orig_start),
+            orig_block_len: Some(orig_block_len),
             map_lookup: Some(map_lookup),
             ..layout.extent_map
         },
-        extent_address: ExtentAddress::BlockStart(block_start),
+        extent_address: ExtentAddress::BlockStart {
+            block_start,
+            orig_start,
+            orig_block_len,
+        },
         extent_flags: ExtentFlags {
             compressed: 1 << 1,
             prealloc: 1 << 2,

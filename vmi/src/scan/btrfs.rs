@@ -48,10 +48,10 @@ impl Scanner<'_> {
             .map_err(torn)?;
         let fs_info = kernel.pointer(root, layout.root.fs_info).map_err(torn)?;
         let volume = self.logical_volume(layout, fs_info)?;
-        let mut extents = self.extent_maps(layout, btrfs_inode)?;
+        let mut extents = self.extent_maps(layout, btrfs_inode, inode.size_bytes)?;
         if extent_map::has_gap(&extents, inode.size_bytes) {
             let tree = fs_tree(kernel, layout, root, fs_info).map_err(torn)?;
-            let in_tree = self.extents_in_tree(layout, &tree, inode.ino, &volume);
+            let in_tree = self.extents_in_tree(layout, &tree, inode, &volume);
             extents = extent_map::fill_gaps(&extents, &in_tree);
         }
         Ok(Place {
@@ -79,7 +79,12 @@ impl Scanner<'_> {
         volume
     }
 
-    fn extent_maps(&mut self, layout: &Btrfs, inode: Gva) -> Result<Vec<Extent>, Reason> {
+    fn extent_maps(
+        &mut self,
+        layout: &Btrfs,
+        inode: Gva,
+        size_bytes: u64,
+    ) -> Result<Vec<Extent>, Reason> {
         let tree = inode.offset(layout.inode.extent_tree.offset.into());
         let lock = tree.offset(layout.extent_map_tree.lock.offset.into());
         let torn = |_| Reason::Torn;
@@ -96,14 +101,14 @@ impl Scanner<'_> {
             .into_iter()
             .map(|at| extent_map(self.kernel, layout, at));
         let maps: Vec<ExtentMap> = maps.collect::<Result<_, _>>().map_err(torn)?;
-        extent_map::extents(&maps)
+        extent_map::extents(&maps, size_bytes)
     }
 
     fn extents_in_tree(
         &mut self,
         layout: &Btrfs,
         tree: &FsTree,
-        ino: u64,
+        inode: &Inode,
         volume: &Volume,
     ) -> Vec<Extent> {
         let mut budget = self.extent_blocks_left;
@@ -131,7 +136,7 @@ impl Scanner<'_> {
             read: &mut read,
             budget: &mut budget,
         };
-        let extents = fs_tree::extents(tree.root, ino, &mut blocks);
+        let extents = fs_tree::extents(tree.root, (inode.ino, inode.size_bytes), &mut blocks);
         self.tree_blocks = tree_blocks.into_inner();
         self.extent_blocks_left = budget;
         extents
@@ -140,18 +145,35 @@ impl Scanner<'_> {
 
 fn extent_map(kernel: &Kernel<'_>, layout: &Btrfs, at: Gva) -> Result<ExtentMap, Unreadable> {
     let flags = kernel.uint(at, layout.extent_map.flags)?;
-    let (address, offset) = match layout.extent_address {
+    let uint = |field| kernel.uint(at, field);
+    let start = uint(layout.extent_map.start)?;
+    let (address, offset, disk_end) = match layout.extent_address {
         ExtentAddress::DiskBytenr {
             disk_bytenr,
+            disk_num_bytes,
             offset,
-        } => (kernel.uint(at, disk_bytenr)?, kernel.uint(at, offset)?),
-        ExtentAddress::BlockStart(block_start) => (kernel.uint(at, block_start)?, 0),
+        } => {
+            let address = uint(disk_bytenr)?;
+            let disk_end = address.saturating_add(uint(disk_num_bytes)?);
+            (address, uint(offset)?, disk_end)
+        }
+        ExtentAddress::BlockStart {
+            block_start,
+            orig_start,
+            orig_block_len,
+        } => {
+            let address = uint(block_start)?;
+            let before = start.saturating_sub(uint(orig_start)?);
+            let disk_start = address.saturating_sub(before);
+            (address, 0, disk_start.saturating_add(uint(orig_block_len)?))
+        }
     };
     Ok(ExtentMap {
-        start: kernel.uint(at, layout.extent_map.start)?,
-        len: kernel.uint(at, layout.extent_map.len)?,
+        start,
+        len: uint(layout.extent_map.len)?,
         address,
         offset,
+        disk_end,
         compressed: flags & layout.extent_flags.compressed != 0,
         prealloc: flags & layout.extent_flags.prealloc != 0,
     })
