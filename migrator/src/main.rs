@@ -22,6 +22,8 @@ enum Command {
     Migrate(cmd::migrate::MigrateArgs),
     /// Wait for a VM and receive it into a QEMU started with -incoming defer.
     Receive(cmd::receive::ReceiveArgs),
+    /// Make, show and export what is known of a kernel's types and symbols.
+    Profile(cmd::profile::ProfileArgs),
     /// Settle whose the guest is after a handover that ended uncertain (exit code 3).
     Settle(cmd::settle::SettleArgs),
 }
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
                 Command::Scan(args) => cmd::scan::run(args).await,
                 Command::Migrate(args) => cmd::migrate::run(args).await,
                 Command::Receive(args) => cmd::receive::run(args).await,
+                Command::Profile(args) => cmd::profile::run(args).await,
                 Command::Settle(args) => cmd::settle::run(args).await,
             }
         })

@@ -20,6 +20,8 @@ const TOKENS: usize = 256;
 const TOKEN_BYTES_MAX: usize = 128;
 /// KSYM_NAME_LEN of the newest kernels, and the type letter.
 const NAME_BYTES_MAX: usize = 513;
+/// All names together, expanded. Debian's kernels have 4 MB.
+const NAMES_BYTES_MAX: usize = 64 << 20;
 /// The token table around the digits, which stand for themselves.
 const DIGIT_TOKENS: &[u8] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00";
 
@@ -118,8 +120,36 @@ impl<'a> Kallsyms<'a> {
             .map(|index| self.offsets.address(index?))
     }
 
+    /// Every symbol that has a name and an address, in the table's order.
+    pub fn symbols(&self) -> Vec<(String, u64)> {
+        let mut symbols = Vec::new();
+        let mut bytes_left = NAMES_BYTES_MAX;
+        self.for_each_name(|index, name| {
+            let (Ok(name), Some(address)) = (str::from_utf8(name), self.offsets.address(index))
+            else {
+                return;
+            };
+            if let Some(left) = bytes_left.checked_sub(name.len()) {
+                bytes_left = left;
+                symbols.push((name.to_owned(), address));
+            }
+        });
+        symbols
+    }
+
     fn indices<const N: usize>(&self, wanted: [&str; N]) -> [Option<usize>; N] {
         let mut found = [None; N];
+        self.for_each_name(|index, name| {
+            for (slot, wanted) in found.iter_mut().zip(wanted) {
+                if slot.is_none() && name == wanted.as_bytes() {
+                    *slot = Some(index);
+                }
+            }
+        });
+        found
+    }
+
+    fn for_each_name(&self, mut visit: impl FnMut(usize, &[u8])) {
         let mut at = 0;
         let mut name = Vec::with_capacity(NAME_BYTES_MAX);
         for index in 0..self.num_syms as usize {
@@ -132,14 +162,10 @@ impl<'a> Kallsyms<'a> {
                 name.extend_from_slice(self.tokens[usize::from(token)]);
             }
             // The first letter is the type.
-            let Some(name) = name.get(1..) else { continue };
-            for (slot, wanted) in found.iter_mut().zip(wanted) {
-                if slot.is_none() && name == wanted.as_bytes() {
-                    *slot = Some(index);
-                }
+            if let Some(name) = name.get(1..) {
+                visit(index, name);
             }
         }
-        found
     }
 }
 

@@ -9,6 +9,7 @@ pub mod kallsyms;
 pub mod layout;
 pub mod profile;
 pub mod ready;
+pub mod source;
 pub mod store;
 pub mod types;
 pub mod vmcoreinfo;

@@ -93,21 +93,8 @@ impl Store {
     pub fn save(&self, profile: &Profile) -> Result<PathBuf, StoreError> {
         let build_id = profile.kernel.build_id.as_deref().unwrap_or_default();
         let path = self.path(build_id).ok_or(StoreError::NoBuildId)?;
-        let write = || {
-            fs::create_dir_all(&self.folder)?;
-            let temporary = self
-                .folder
-                .join(format!(".{build_id}.{}", std::process::id()));
-            let written = fs::File::create(&temporary)
-                .and_then(|mut file| file.write_all(profile.to_json().as_bytes()))
-                .and_then(|()| fs::rename(&temporary, &path));
-            if written.is_err() {
-                // The error that is reported is the first.
-                let _ = fs::remove_file(&temporary);
-            }
-            written
-        };
-        match write() {
+        let made = fs::create_dir_all(&self.folder);
+        match made.and_then(|()| write_whole(&path, profile.to_json().as_bytes())) {
             Ok(()) => Ok(path),
             Err(error) => Err(StoreError::Write(path, error)),
         }
@@ -134,6 +121,25 @@ pub fn read(path: &Path) -> Result<Profile, StoreError> {
         .read_to_end(&mut json)
         .map_err(failed)?;
     Profile::parse(&json).map_err(|error| StoreError::Bad(path.to_owned(), error))
+}
+
+/// Writes a file so that it appears whole or not at all.
+///
+/// # Errors
+/// When it cannot be written; what was there before is then still there.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let written = fs::File::create(&temporary)
+        .and_then(|mut file| file.write_all(bytes))
+        .and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // The error that is reported is the first.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 pub mod migrate;
+pub mod profile;
 pub mod receive;
 pub mod scan;
 pub mod settle;

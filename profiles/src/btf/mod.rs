@@ -189,6 +189,16 @@ impl<'a> Btf<'a> {
         Btf::new(data, Some(base))
     }
 
+    /// Whether a blob is a module's: its strings do not begin with the empty one, its kernel's do.
+    pub fn is_split(data: &[u8]) -> bool {
+        let Ok((header, _)) = Header::ref_from_prefix(data) else {
+            return false;
+        };
+        let strings = header.hdr_len.get().checked_add(header.str_off.get());
+        let first = strings.and_then(|at| data.get(at as usize));
+        first.is_some_and(|&first| first != 0)
+    }
+
     fn new(data: &'a [u8], base: Option<&'a Btf<'a>>) -> Result<Btf<'a>, BtfError> {
         let truncated = |what| BtfError::Truncated(what, data.len());
         let (header, _) = Header::ref_from_prefix(data).map_err(|_| truncated("the header"))?;

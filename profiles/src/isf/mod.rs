@@ -140,6 +140,12 @@ impl<'a> Isf<'a> {
         Ok(serde_json::from_slice(json)?)
     }
 
+    /// Its JSON.
+    pub fn to_json(&self) -> String {
+        // Maps of strings and numbers always have a JSON.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
     /// A symbol's address as linked.
     pub fn symbol(&self, name: &str) -> Option<u64> {
         Some(self.symbols.get(name)?.address)

@@ -1,0 +1,142 @@
+//! `pct-vmi profile`: makes, shows and exports what is known of a kernel's types and symbols. It reads
+//! a VM or files and writes nothing but the file that it is told to.
+
+mod show;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Subcommand;
+use profiles::source::Files;
+use profiles::store;
+
+use crate::cmd::EXIT_CODES;
+
+/// Kernels with all their debug information have 0.7 GB.
+const FILE_BYTES_MAX: u64 = 4 << 30;
+
+/// Arguments of `pct-vmi profile`.
+#[derive(Debug, clap::Args)]
+pub struct ProfileArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a profile from files of a kernel.
+    ///
+    /// A VM needs none: what it tells of itself is enough on kernels that have BTF of their modules.
+    /// The kind of each file is recognised by its content: vmlinux or a module (.ko) with debug
+    /// information or BTF, or the separate debug file of either; vmlinuz; BTF as in /sys/kernel/btf;
+    /// System.map; Volatility 3's ISF; a profile to be completed. Each may be compressed.
+    #[command(after_help = EXIT_CODES)]
+    Generate(GenerateArgs),
+    /// Show what is known of a kernel: of a VM from its own memory, or from files.
+    #[command(after_help = EXIT_CODES)]
+    Show(ShowArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct FilesArgs {
+    /// The kernel's System.map, where no other file has its symbols.
+    #[arg(long, value_name = "FILE")]
+    system_map: Option<PathBuf>,
+    /// The kernel's release (uname -r), where the files do not tell.
+    #[arg(long)]
+    release: Option<String>,
+    /// The kernel's build id in hexadecimal, where the files do not tell.
+    #[arg(long, value_name = "HEX", value_parser = parse_build_id)]
+    build_id: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+struct GenerateArgs {
+    /// Files of one kernel.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    more: FilesArgs,
+    /// Where to write the profile [default: standard output].
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct ShowArgs {
+    /// QMP socket path, PID of a QEMU or dump file; or files of one kernel, as `generate` takes them.
+    #[arg(required = true)]
+    from: Vec<PathBuf>,
+    #[command(flatten)]
+    more: FilesArgs,
+    /// Print the profile's JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `pct-vmi profile`; returns the exit code.
+///
+/// # Errors
+/// When what is named cannot be read, or lacks what a profile has to have.
+pub async fn run(args: ProfileArgs) -> anyhow::Result<u8> {
+    match args.command {
+        Command::Generate(args) => {
+            let profile = load(&args.files, &args.more)?.profile()?;
+            for problem in show::problems(&profile) {
+                anstream::eprintln!("pct-vmi: {problem}");
+            }
+            write(args.output.as_deref(), profile.to_json().as_bytes())?;
+        }
+        Command::Show(args) => {
+            let profile = load(&args.from, &args.more)?.profile()?;
+            if args.json {
+                write(None, profile.to_json().as_bytes())?;
+            } else {
+                anstream::print!("{}", show::text(&profile));
+            }
+        }
+    }
+    Ok(0)
+}
+
+fn load(paths: &[PathBuf], more: &FilesArgs) -> anyhow::Result<Files<'static>> {
+    let mut files = Files {
+        release: more.release.clone(),
+        build_id: more.build_id.clone(),
+        ..Files::default()
+    };
+    for path in paths.iter().chain(&more.system_map) {
+        files.add(path, read(path)?.into())?;
+    }
+    Ok(files)
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let failed = || format!("cannot read {}", path.display());
+    let bytes = std::fs::metadata(path).with_context(failed)?.len();
+    if bytes > FILE_BYTES_MAX {
+        bail!("{} has {bytes} bytes: no file of a kernel", path.display());
+    }
+    std::fs::read(path).with_context(failed)
+}
+
+/// Writes a whole file or none, or to standard output.
+fn write(path: Option<&Path>, bytes: &[u8]) -> anyhow::Result<()> {
+    let Some(path) = path else {
+        let mut out = std::io::stdout().lock();
+        return out
+            .write_all(bytes)
+            .and_then(|()| out.flush())
+            .context("cannot write");
+    };
+    store::write_whole(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn parse_build_id(text: &str) -> Result<String, String> {
+    let is_hex = text.len().is_multiple_of(2) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if text.is_empty() || !is_hex {
+        return Err("expected hexadecimal digits, as `file vmlinux` prints them".into());
+    }
+    Ok(text.to_ascii_lowercase())
+}
