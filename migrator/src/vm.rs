@@ -191,17 +191,23 @@ impl LiveVm {
     /// the program `qemu_nbd`, where only QEMU can).
     /// Neither is needed: what QEMU does not tell is left out.
     pub async fn scan_options(&self, qemu_nbd: &Path) -> ScanOptions {
-        let mut vcpus = Vec::new();
-        for _ in 0..REGISTER_SAMPLES {
-            let registers = self.qmp.hmp("info registers -a").await;
-            vcpus.extend(vcpu_registers(&registers.unwrap_or_default()));
-        }
+        let vcpus = self.registers().await;
         let host = disks::host_disks(&self.qmp).await.unwrap_or_default();
         ScanOptions {
             vcpus,
             read_disk: Some(read_disk(host, qemu_nbd)),
             ..ScanOptions::default()
         }
+    }
+
+    /// What the vCPUs' registers say about their address spaces, in a few looks.
+    pub async fn registers(&self) -> Vec<VcpuRegisters> {
+        let mut vcpus = Vec::new();
+        for _ in 0..REGISTER_SAMPLES {
+            let registers = self.qmp.hmp("info registers -a").await;
+            vcpus.extend(vcpu_registers(&registers.unwrap_or_default()));
+        }
+        vcpus
     }
 }
 

@@ -66,18 +66,13 @@ impl<'m> Running<'m> {
         let info = &self.found.info;
         let addresses = Kallsyms::find(image, Some(info))?.lookup(SYMBOLS);
         let symbol = |name: &str| addresses[SYMBOLS.iter().position(|&known| known == name)?];
-        let offset = info.text("KERNELOFFSET").unwrap_or_default();
-        let moved = u64::from_str_radix(offset, 16).unwrap_or(0);
+        let moved = self.moved();
         let profile = |types: &dyn Types| Profile::new(self.identity(), types, moved, symbol);
 
         let (Some(start), Some(stop)) = (symbol("__start_BTF"), symbol("__stop_BTF")) else {
             return Ok(profile(&Layers(Vec::new())));
         };
-        let bytes = stop.saturating_sub(start).min(BTF_BYTES_MAX);
-        let btf = image.at(start, bytes as usize);
-        let btf = Btf::parse(btf.ok_or(AttachError::Image {
-            address: Gva(start),
-        })?)?;
+        let btf = Btf::parse(self.btf(start, stop)?)?;
         let kernel = self.kernel(profile(&btf))?;
         let modules = kernel.modules_to_learn();
         let blobs: Vec<Vec<u8>> = modules
@@ -93,6 +88,25 @@ impl<'m> Running<'m> {
         Ok(profile(&Layers(of_modules.chain([&btf as _]).collect())))
     }
 
+    pub(crate) fn info(&self) -> &Vmcoreinfo {
+        &self.found.info
+    }
+
+    /// How far KASLR has moved the kernel from where it was linked.
+    pub(crate) fn moved(&self) -> u64 {
+        let offset = self.found.info.text("KERNELOFFSET").unwrap_or_default();
+        u64::from_str_radix(offset, 16).unwrap_or(0)
+    }
+
+    /// The kernel's BTF, from `__start_BTF` to `__stop_BTF`.
+    pub(crate) fn btf(&self, start: u64, stop: u64) -> Result<&[u8], AttachError> {
+        let bytes = stop.saturating_sub(start).min(BTF_BYTES_MAX);
+        let btf = self.image()?.at(start, bytes as usize);
+        btf.ok_or(AttachError::Image {
+            address: Gva(start),
+        })
+    }
+
     fn identity(&self) -> Identity {
         Identity {
             release: self.release().to_owned(),
@@ -100,7 +114,7 @@ impl<'m> Running<'m> {
         }
     }
 
-    fn image(&self) -> Result<Image<'_>, AttachError> {
+    pub(crate) fn image(&self) -> Result<Image<'_>, AttachError> {
         if self.image.get().is_none() {
             let space = Space::new(self.mem, self.found.table);
             let _ = self.image.set(read_image(&space, self.found.stext)?);

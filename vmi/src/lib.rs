@@ -12,6 +12,7 @@ mod derive;
 mod disk_path;
 mod ext4;
 mod find;
+mod isf;
 pub mod kernel;
 pub mod layout;
 pub mod memory;
@@ -28,6 +29,7 @@ mod xfs;
 pub use address::{Gpa, Gva, PAGE_BYTES, Pfn};
 pub use attach::{AttachError, ProfileOrigin, Profiles, VcpuRegisters, attach};
 pub use disk_path::{DiskPath, DiskUnit};
+pub use isf::isf;
 pub use kernel::{Kernel, KernelInfo};
 pub use layout::{LayoutError, RamBlock, RamLayout, RamRange};
 pub use memory::{

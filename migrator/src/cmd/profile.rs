@@ -3,15 +3,16 @@
 
 mod show;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use profiles::source::Files;
-use profiles::store;
+use profiles::{Profile, store};
 
 use crate::cmd::EXIT_CODES;
+use crate::vm::{self, Vm};
 
 /// Kernels with all their debug information have 0.7 GB.
 const FILE_BYTES_MAX: u64 = 4 << 30;
@@ -36,9 +37,12 @@ enum Command {
     /// Show what is known of a kernel: of a VM from its own memory, or from files.
     #[command(after_help = EXIT_CODES)]
     Show(ShowArgs),
+    /// Write what a VM's kernel, or files of one, say of all its types and symbols in another form.
+    #[command(after_help = EXIT_CODES)]
+    Export(ExportArgs),
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 struct FilesArgs {
     /// The kernel's System.map, where no other file has its symbols.
     #[arg(long, value_name = "FILE")]
@@ -75,6 +79,20 @@ struct ShowArgs {
     json: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct ExportArgs {
+    /// As ISF, the JSON that Volatility 3 reads.
+    #[arg(long, required = true)]
+    isf: bool,
+    /// QMP socket path, PID of a QEMU or dump file; or files of one kernel: its vmlinux or vmlinuz,
+    /// modules with BTF.
+    #[arg(required = true)]
+    from: Vec<PathBuf>,
+    /// Where to write; a name that ends in .xz is compressed [default: standard output].
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
 /// Runs `pct-vmi profile`; returns the exit code.
 ///
 /// # Errors
@@ -89,23 +107,80 @@ pub async fn run(args: ProfileArgs) -> anyhow::Result<u8> {
             write(args.output.as_deref(), profile.to_json().as_bytes())?;
         }
         Command::Show(args) => {
-            let profile = load(&args.from, &args.more)?.profile()?;
+            let profile = match vm_of(&args.from).await? {
+                Some(vm) => profile_of(&vm).await?,
+                None => load(&args.from, &args.more)?.profile()?,
+            };
             if args.json {
                 write(None, profile.to_json().as_bytes())?;
             } else {
                 anstream::print!("{}", show::text(&profile));
             }
         }
+        Command::Export(args) => {
+            let isf = match vm_of(&args.from).await? {
+                Some(vm) => isf_of(&vm).await?,
+                None => load(&args.from, &FilesArgs::default())?.isf()?,
+            };
+            let is_xz =
+                |path: &PathBuf| path.extension().is_some_and(|extension| extension == "xz");
+            if args.output.as_ref().is_some_and(is_xz) {
+                write(
+                    args.output.as_deref(),
+                    &profiles::source::xz(isf.as_bytes())?,
+                )?;
+            } else {
+                write(args.output.as_deref(), isf.as_bytes())?;
+            }
+        }
     }
     Ok(0)
 }
 
-fn load(paths: &[PathBuf], more: &FilesArgs) -> anyhow::Result<Files<'static>> {
-    let mut files = Files {
-        release: more.release.clone(),
-        build_id: more.build_id.clone(),
-        ..Files::default()
+/// The VM or dump that is named; None where files of a kernel are.
+async fn vm_of(from: &[PathBuf]) -> anyhow::Result<Option<Vm>> {
+    let [name] = from else {
+        return Ok(None);
     };
+    let mut start = Vec::new();
+    if name.is_file() {
+        let file = std::fs::File::open(name)?;
+        file.take(profiles::source::KIND_BYTES)
+            .read_to_end(&mut start)?;
+    }
+    if profiles::source::is_of_kernel(&start) {
+        return Ok(None);
+    }
+    let name = name.to_str().context("the name is not UTF-8")?;
+    vm::resolve(name).await.map(Some)
+}
+
+async fn registers(vm: &Vm) -> Vec<vmi::VcpuRegisters> {
+    match vm {
+        Vm::Live(vm) => vm.registers().await,
+        Vm::Dump(_) => Vec::new(),
+    }
+}
+
+/// What a guest tells of itself, and what comes with pct-vmi of its kernel; nothing that is kept.
+async fn profile_of(vm: &Vm) -> anyhow::Result<Profile> {
+    let (memory, vcpus) = (vm.memory(), registers(vm).await);
+    let attach = move || {
+        let kernel = vmi::attach(memory.as_ref(), &vcpus, &vmi::Profiles::default())?;
+        Ok(kernel.profile().clone())
+    };
+    tokio::task::spawn_blocking(attach).await?
+}
+
+async fn isf_of(vm: &Vm) -> anyhow::Result<String> {
+    let (memory, vcpus) = (vm.memory(), registers(vm).await);
+    Ok(tokio::task::spawn_blocking(move || vmi::isf(memory.as_ref(), &vcpus)).await??)
+}
+
+fn load(paths: &[PathBuf], more: &FilesArgs) -> anyhow::Result<Files<'static>> {
+    let mut files = Files::default();
+    files.release = more.release.clone();
+    files.build_id = more.build_id.clone();
     for path in paths.iter().chain(&more.system_map) {
         files.add(path, read(path)?.into())?;
     }

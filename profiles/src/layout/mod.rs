@@ -59,7 +59,11 @@ impl<'a> Resolver<'a> {
 
     fn field(&mut self, name: &str, members: &[&str]) -> Field {
         self.optional(name, members).unwrap_or_else(|| {
-            self.missing.push(format!("{name}.{}", members.join("|")));
+            // Of a struct that is missing as a whole the members are not worth a word.
+            if self.types.struct_size(name).is_some() {
+                let names = members.join("|").replace("r#", "");
+                self.missing.push(format!("{name}.{names}"));
+            }
             Field { offset: 0, size: 0 }
         })
     }

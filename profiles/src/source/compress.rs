@@ -1,12 +1,14 @@
 //! What kernels and their debug files are compressed with. What comes out is bounded: a few bytes can
 //! stand for terabytes.
 
-use std::io::Read;
+use std::io::{Read, Write};
 
 use thiserror::Error;
 
 /// A vmlinux with all its debug information has about 700 MB.
 const BYTES_MAX: u64 = 2 << 30;
+/// As xz -3: ISF repeats itself so much that more effort saves little.
+const XZ_PRESET: u32 = 3;
 /// The magic number of LZ4's legacy frames, which the kernel uses.
 const LZ4_LEGACY: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
 /// Blocks of a legacy frame hold this much, decompressed.
@@ -58,6 +60,17 @@ pub(crate) fn decompress(bytes: &[u8]) -> Result<Vec<u8>, CompressError> {
             read("lzma", decoder)
         }
     }
+}
+
+/// Compresses with xz.
+///
+/// # Errors
+/// When the encoder fails, which it does not on memory.
+pub fn xz(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let options = lzma_rust2::XzOptions::with_preset(XZ_PRESET);
+    let mut writer = lzma_rust2::XzWriter::new(Vec::new(), options)?;
+    writer.write_all(bytes)?;
+    writer.finish()
 }
 
 /// The zlib of compressed sections.

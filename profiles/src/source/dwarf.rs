@@ -31,9 +31,11 @@ pub(crate) struct Sections<'a> {
 }
 
 impl Sections<'_> {
-    /// Their names. Line tables, locations and ranges describe code.
-    pub(crate) const NAMES: [&'static str; 5] = [
+    /// Their names. Locations and ranges describe code; a line table is only looked at because a unit
+    /// that names one is not read without it.
+    pub(crate) const NAMES: [&'static str; 6] = [
         ".debug_info",
+        ".debug_line",
         ".debug_abbrev",
         ".debug_str",
         ".debug_line_str",
@@ -55,7 +57,7 @@ impl Sections<'_> {
 /// constants. Of several of one name the first counts, as in BTF.
 ///
 /// # Errors
-/// When the sections' frame cannot be read.
+/// When no unit can be read; one that is malformed among others is left out.
 pub(crate) fn record(sections: &Sections<'_>, names: &Names) -> Result<Recording, gimli::Error> {
     let dwarf = sections.dwarf()?;
     let mut headers = Vec::new();
@@ -63,12 +65,17 @@ pub(crate) fn record(sections: &Sections<'_>, names: &Names) -> Result<Recording
     while let Some(header) = units.next()? {
         headers.push(header);
     }
-    let found: Vec<Recording> = headers
+    let found: Vec<Result<Recording, gimli::Error>> = headers
         .into_par_iter()
-        .map(|header| of_unit(&dwarf, header, names).unwrap_or_default())
+        .map(|header| of_unit(&dwarf, header, names))
         .collect();
+    if let Some(&Err(error)) = found.first()
+        && found.iter().all(Result::is_err)
+    {
+        return Err(error);
+    }
     let mut all = Recording::default();
-    for unit in found {
+    for unit in found.into_iter().flatten() {
         for (name, of) in unit.structs {
             all.structs.entry(name).or_insert(of);
         }

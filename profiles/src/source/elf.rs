@@ -22,6 +22,8 @@ const IMAGE_BYTES_MAX: u64 = 192 << 20;
 const ELFCOMPRESS_ZLIB: u32 = 1;
 const ELFCOMPRESS_ZSTD: u32 = 2;
 const CHDR_BYTES: usize = 24;
+/// Offset of e_type in an ELF header.
+const E_TYPE: usize = 16;
 /// NT_GNU_BUILD_ID.
 const NT_GNU_BUILD_ID: u32 = 3;
 /// "ZLIB" and the length, big-endian, before the data of a .zdebug section.
@@ -215,6 +217,11 @@ impl<'a> ElfFile<'a> {
         }
         Some((base, image))
     }
+}
+
+/// Whether a file that begins so is a core dump.
+pub(crate) fn is_core(start: &[u8]) -> bool {
+    start.get(E_TYPE..E_TYPE + 2) == Some(&header::ET_CORE.to_le_bytes())
 }
 
 fn build_id_of_notes(mut notes: &[u8]) -> Option<String> {

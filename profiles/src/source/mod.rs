@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-pub use compress::CompressError;
+pub use compress::{CompressError, xz};
 pub use elf::ElfError;
 pub use vmlinuz::VmlinuzError;
 
@@ -119,7 +119,7 @@ impl<'a> Files<'a> {
         if bytes.starts_with(&BTF_MAGIC) {
             return self.add_btf(path, bytes);
         }
-        if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'{') {
+        if bytes.trim_ascii_start().starts_with(b"{") {
             return self.add_json(path, &bytes);
         }
         match system_map(&bytes) {
@@ -278,6 +278,25 @@ impl<'a> Files<'a> {
         };
         self.module_btf.iter().map(parse).collect()
     }
+}
+
+/// Bytes from the start of a file that tell whether it is of a kernel.
+pub const KIND_BYTES: u64 = 4096;
+
+/// Whether a file that begins so is one that [`Files::add`] takes, and no dump of a guest's memory.
+pub fn is_of_kernel(start: &[u8]) -> bool {
+    if start.starts_with(b"\x7fELF") {
+        return !elf::is_core(start);
+    }
+    let first_line = start
+        .split(|&byte| byte == b'\n')
+        .next()
+        .unwrap_or_default();
+    compress::is_compressed(start)
+        || vmlinuz::is_vmlinuz(start)
+        || start.starts_with(&BTF_MAGIC)
+        || start.trim_ascii_start().starts_with(b"{")
+        || system_map(first_line).is_some()
 }
 
 /// Lines of address, letter and name; None when it is something else.

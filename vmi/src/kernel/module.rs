@@ -12,6 +12,7 @@ const BTF_BYTES_MAX: u64 = 4 << 20;
 /// Where a module's BTF is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ModuleBtf {
+    name: String,
     data: Gva,
     bytes: u64,
 }
@@ -19,13 +20,22 @@ pub(crate) struct ModuleBtf {
 impl Kernel<'_> {
     /// The loaded modules that can tell of types that are still missing.
     pub(crate) fn modules_to_learn(&self) -> Vec<ModuleBtf> {
+        let missing = self.layouts.modules();
+        let is_wanted = |module: &ModuleBtf| {
+            let mut missing = missing.iter().filter(|(_, missing)| missing.is_some());
+            missing.any(|(name, _)| *name == module.name)
+        };
+        let mut modules = self.modules_with_btf();
+        modules.retain(is_wanted);
+        modules
+    }
+
+    /// All loaded modules that describe their types, each name once.
+    pub(crate) fn modules_with_btf(&self) -> Vec<ModuleBtf> {
         let (Some(head), Ok(layout)) = (self.btf_modules, &self.layouts.btf_modules) else {
             return Vec::new();
         };
-        let missing = self.layouts.modules();
-        let missing = missing.iter().filter(|(_, missing)| missing.is_some());
-        let mut wanted: Vec<&str> = missing.map(|(name, _)| *name).collect();
-        let mut found = Vec::new();
+        let mut found: Vec<ModuleBtf> = Vec::new();
         for module in self
             .list_entries(head, layout.btf_module.list, MODULES_MAX)
             .entries
@@ -34,13 +44,11 @@ impl Kernel<'_> {
                 continue;
             };
             let name = self.string_in(btf, layout.btf.name).unwrap_or_default();
-            let Some(at) = wanted.iter().position(|wanted| *wanted == name) else {
-                continue;
-            };
             let data = self.pointer(btf, layout.btf.data);
-            if let (Ok(data), Ok(bytes)) = (data, self.uint(btf, layout.btf.data_size)) {
-                wanted.swap_remove(at);
-                found.push(ModuleBtf { data, bytes });
+            if let (Ok(data), Ok(bytes)) = (data, self.uint(btf, layout.btf.data_size))
+                && !found.iter().any(|module| module.name == name)
+            {
+                found.push(ModuleBtf { name, data, bytes });
             }
         }
         found
