@@ -158,7 +158,7 @@ async fn vm_of(from: &[PathBuf]) -> anyhow::Result<Option<Vm>> {
 async fn registers(vm: &Vm) -> Vec<vmi::VcpuRegisters> {
     match vm {
         Vm::Live(vm) => vm.registers().await,
-        Vm::Dump(_) => Vec::new(),
+        Vm::Dump(_) | Vm::Connector(_) => Vec::new(),
     }
 }
 
