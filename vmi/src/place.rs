@@ -4,9 +4,28 @@
 use std::rc::Rc;
 
 use crate::address::PAGE_BYTES;
-use crate::ext4::Extent;
 use crate::reason::Reason;
 use crate::volume::{DiskOffset, Volume};
+
+/// Adjacent blocks of a file, in blocks of the file system; on btrfs, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) logical: u64,
+    pub(crate) blocks: u64,
+    /// The first block on the file system's device (on btrfs, its logical address), or why there is none.
+    pub(crate) physical: Result<u64, Reason>,
+}
+
+impl Extent {
+    /// Stands for `logical..end`, which could not be read or makes no sense.
+    pub(crate) fn unusable(logical: u64, end: u64, reason: Reason) -> Extent {
+        Extent {
+            logical,
+            blocks: end - logical,
+            physical: Err(reason),
+        }
+    }
+}
 
 /// Where the pages of one mapping are.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 //! The tree may be hostile: heights have to fall, records have to rise, nodes come from a budget.
 
 use crate::address::Gva;
-use crate::ext4::Extent;
+use crate::place::Extent;
 use crate::reason::Reason;
 
 const NODE_BYTES: usize = 256;

@@ -2,7 +2,7 @@
 //! `block_start`, or in newer kernels `disk_bytenr` and `offset`. Pure; never takes a gap for a hole.
 
 use crate::btrfs::split_at_end;
-use crate::ext4::Extent;
+use crate::place::Extent;
 use crate::reason::Reason;
 
 const EXTENT_MAP_LAST_BYTE: u64 = u64::MAX - 3;

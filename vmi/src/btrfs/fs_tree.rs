@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use crate::address::PAGE_BYTES;
 use crate::btrfs::split_at_end;
-use crate::ext4::Extent;
+use crate::place::Extent;
 use crate::reason::Reason;
 
 /// BTRFS_MAX_LEVEL
@@ -257,11 +257,7 @@ impl Search {
         let start = offset(start).max(self.end());
         let end = offset(end);
         if start < end {
-            self.extents.push(Extent {
-                logical: start,
-                blocks: end - start,
-                physical: Err(reason),
-            });
+            self.extents.push(Extent::unusable(start, end, reason));
         }
     }
 }

@@ -10,7 +10,7 @@ pub(crate) mod extent_map;
 pub(crate) mod fs_tree;
 
 use crate::address::PAGE_BYTES;
-use crate::ext4::Extent;
+use crate::place::Extent;
 use crate::reason::Reason;
 
 /// An extent, and apart from it what covers a last page that is only in part the file's, if the

@@ -5,7 +5,8 @@
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use crate::ext4::{BLOCKS_END, Blocks, Extent, I_DATA_BYTES};
+use crate::ext4::{BLOCKS_END, Blocks, I_DATA_BYTES};
+use crate::place::Extent;
 use crate::reason::Reason;
 
 const EXT4_EXT_MAGIC: u16 = 0xf30a;

@@ -5,7 +5,8 @@
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U32;
 
-use crate::ext4::{BLOCKS_END, Blocks, Extent, I_DATA_BYTES};
+use crate::ext4::{BLOCKS_END, Blocks, I_DATA_BYTES};
+use crate::place::Extent;
 use crate::reason::Reason;
 
 /// EXT4_NDIR_BLOCKS

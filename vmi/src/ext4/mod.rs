@@ -26,26 +26,6 @@ const EXT4_INLINE_DATA_FL: u64 = 0x1000_0000;
 const EXT4_MOUNT_DATA_FLAGS: u64 = 0xc00;
 const EXT4_MOUNT_JOURNAL_DATA: u64 = 0x400;
 
-/// Adjacent blocks of a file, in blocks of the file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Extent {
-    pub(crate) logical: u64,
-    pub(crate) blocks: u64,
-    /// The first block on the file system's device, or why there is none.
-    pub(crate) physical: Result<u64, Reason>,
-}
-
-impl Extent {
-    /// Stands for `logical..end`, which could not be read or makes no sense.
-    fn unusable(logical: u64, end: u64, reason: Reason) -> Extent {
-        Extent {
-            logical,
-            blocks: end - logical,
-            physical: Err(reason),
-        }
-    }
-}
-
 /// Reads blocks of the file system for a tree.
 pub(crate) struct Blocks<'a> {
     /// Fills the buffer with a block; false when it cannot.

@@ -1,7 +1,6 @@
 //! Where the pages of a file on btrfs are: reads extent maps, chunks and blocks of trees for the
 //! decoders.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -11,9 +10,8 @@ use crate::address::Gva;
 use crate::btrfs::chunk::{self, Chunk};
 use crate::btrfs::extent_map::{self, ExtentMap};
 use crate::btrfs::fs_tree;
-use crate::ext4::Extent;
 use crate::kernel::{Inode, Kernel, Unreadable};
-use crate::place::{Mapped, Place};
+use crate::place::{Extent, Mapped, Place};
 use crate::reason::Reason;
 use crate::scan::walk::Scanner;
 use crate::volume::Volume;
@@ -112,24 +110,23 @@ impl Scanner<'_> {
         volume: &Volume,
     ) -> Vec<Extent> {
         let mut budget = self.extent_blocks_left;
-        let tree_blocks = RefCell::new(std::mem::take(&mut self.tree_blocks));
+        let mut from_disk = std::mem::take(&mut self.tree_blocks);
+        let (kernel, storage) = (self.kernel, self.storage());
         let mut read = |bytenr| {
             let cached =
-                self.kernel
-                    .cached_extent_buffer(layout, tree.btree, bytenr, tree.node_bytes)?;
-            let known = || tree_blocks.borrow().get(&(tree.fs_info, bytenr)).cloned();
-            if let Some(block) = cached.or_else(known) {
+                kernel.cached_extent_buffer(layout, tree.btree, bytenr, tree.node_bytes)?;
+            let key = (tree.fs_info, bytenr);
+            if let Some(block) = cached.or_else(|| from_disk.get(&key).cloned()) {
                 return Ok(block);
             }
             let mut block = vec![0; tree.node_bytes];
-            let read = self.storage().read(volume, bytenr, &mut block);
+            let read = storage.read(volume, bytenr, &mut block);
             read.ok_or(Reason::ExtentBlockUnread)?;
             let block: Rc<[u8]> = block.into();
-            let mut tree_blocks = tree_blocks.borrow_mut();
-            if tree_blocks.len() == TREE_BLOCKS_MAX {
-                tree_blocks.clear();
+            if from_disk.len() == TREE_BLOCKS_MAX {
+                from_disk.clear();
             }
-            tree_blocks.insert((tree.fs_info, bytenr), Rc::clone(&block));
+            from_disk.insert(key, Rc::clone(&block));
             Ok(block)
         };
         let mut blocks = fs_tree::Blocks {
@@ -137,7 +134,7 @@ impl Scanner<'_> {
             budget: &mut budget,
         };
         let extents = fs_tree::extents(tree.root, (inode.ino, inode.size_bytes), &mut blocks);
-        self.tree_blocks = tree_blocks.into_inner();
+        self.tree_blocks = from_disk;
         self.extent_blocks_left = budget;
         extents
     }
