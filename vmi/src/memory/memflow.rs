@@ -10,7 +10,7 @@ use ::memflow::mem::mem_data::{MemOps, ReadCallback, ReadData, opt_call};
 use ::memflow::mem::{
     PhysicalMemory, PhysicalMemoryMetadata, PhysicalReadMemOps, PhysicalWriteMemOps,
 };
-use ::memflow::types::{Address, PhysicalAddress, umem};
+use ::memflow::types::{Address, PhysicalAddress};
 
 use crate::address::{Gpa, PAGE_BYTES};
 use crate::layout::RamRange;
@@ -34,7 +34,7 @@ impl<P: PhysicalMemory> MemflowSource<P> {
     /// When the connector has no memory, or says that it has more than 16 TiB.
     pub fn new(connector: P) -> std::result::Result<MemflowSource<P>, MemoryError> {
         let metadata = connector.metadata();
-        let last = metadata.max_address.to_umem() as u64;
+        let last = metadata.max_address.to_umem();
         if metadata.real_size == 0 || last >= ADDRESSES_MAX {
             let (first, last) = (0, last);
             return Err(MemoryError::Connector(format!(
@@ -128,7 +128,7 @@ impl PhysicalMemory for MemflowConnector {
             mut out_fail,
         } = ops;
         for CTup3(address, tag, data) in inp {
-            let gpa = address.address().to_umem() as u64;
+            let gpa = address.address().to_umem();
             let whole: &mut [u8] = data.into();
             if self.0.read(Gpa(gpa), whole).is_ok() {
                 if !opt_call(out.as_deref_mut(), CTup2(tag, whole.into())) {
@@ -141,7 +141,7 @@ impl PhysicalMemory for MemflowConnector {
             while !rest.is_empty() {
                 let to_page_end = (PAGE_BYTES - at % PAGE_BYTES) as usize;
                 let (piece, behind) = rest.split_at_mut(to_page_end.min(rest.len()));
-                let (length, tag) = (piece.len() as u64, tag + (at - gpa) as umem);
+                let (length, tag) = (piece.len() as u64, tag + (at - gpa));
                 let callback = match self.0.read(Gpa(at), piece) {
                     Ok(()) => &mut out,
                     Err(_) => &mut out_fail,
@@ -165,7 +165,7 @@ impl PhysicalMemory for MemflowConnector {
         let real_size: u64 = ranges.iter().map(|range| range.bytes).sum();
         PhysicalMemoryMetadata {
             max_address: Address::from(end.saturating_sub(1)),
-            real_size: real_size as umem,
+            real_size,
             readonly: true,
             ideal_batch_size: u32::MAX,
         }

@@ -15,7 +15,7 @@ impl PhysicalMemory for EverySecondPage {
             mut out_fail,
         } = ops;
         for CTup3(address, tag, data) in inp {
-            let (mut at, mut done) = (address.address().to_umem() as u64, 0);
+            let (mut at, mut done) = (address.address().to_umem(), 0);
             let mut rest: &mut [u8] = data.into();
             while !rest.is_empty() && !self.silent {
                 let length = rest.len().min((4096 - at % 4096) as usize);
@@ -40,7 +40,7 @@ impl PhysicalMemory for EverySecondPage {
     fn metadata(&self) -> PhysicalMemoryMetadata {
         PhysicalMemoryMetadata {
             max_address: Address::from((self.pages * 4096).wrapping_sub(1)),
-            real_size: (self.pages * 4096) as umem,
+            real_size: self.pages * 4096,
             readonly: false,
             ideal_batch_size: 1,
         }
@@ -111,7 +111,7 @@ fn read_by_memflow(connector: &mut MemflowConnector, at: u64, bytes: usize) -> (
     let mut buf = vec![0xee; bytes];
     let mut failed = Vec::new();
     let out_fail = &mut |CTup2(at, _): ReadData<'_>| {
-        failed.push(at.to_umem() as u64);
+        failed.push(at.to_umem());
         true
     };
     let piece = (
@@ -132,7 +132,7 @@ fn read_by_memflow(connector: &mut MemflowConnector, at: u64, bytes: usize) -> (
 fn a_source_is_a_connector_and_the_other_way_round() {
     let mut connector = MemflowConnector::new(Arc::new(source(9)));
     let metadata = connector.metadata();
-    assert_eq!(metadata.max_address.to_umem() as u64, 9 * 4096 - 1);
+    assert_eq!(metadata.max_address.to_umem(), 9 * 4096 - 1);
     assert!(metadata.readonly);
     assert_eq!(
         read_by_memflow(&mut connector, 0x6010, 50),
