@@ -39,5 +39,5 @@ pub use memory::{
 pub use page_map::Run;
 pub use reason::Reason;
 pub use scan::{
-    CachedFile, FilesystemCounts, GuestDisk, ReadDisk, Scan, ScanError, ScanOptions, Timings, scan,
+    CachedFile, FilesystemCounts, GuestDisk, ReadDisk, Scan, ScanError, ScanOptions, Timings, scan, scan_kernel,
 };

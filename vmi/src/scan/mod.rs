@@ -155,7 +155,7 @@ pub fn scan(mem: &dyn GuestMemory, options: &ScanOptions) -> Result<Scan, ScanEr
 }
 
 /// Scans a kernel that has been found; sets no timings.
-fn scan_kernel(kernel: &Kernel<'_>, options: &ScanOptions) -> Scan {
+pub fn scan_kernel(kernel: &Kernel<'_>, options: &ScanOptions) -> Scan {
     let mut scanner = Scanner::new(kernel, options);
     scanner.walk();
     scanner.finish()

@@ -44,12 +44,7 @@ impl Report<'_> {
             .build_id
             .as_ref()
             .map_or(String::new(), |id| format!(", build {id}"));
-        let origin = match self.scan.profile_origin {
-            ProfileOrigin::GuestMemory => "from guest memory",
-            ProfileOrigin::Kept => "kept",
-            ProfileOrigin::Completed => "kept, completed from guest memory",
-            ProfileOrigin::Given => "given",
-        };
+        let origin = origin(self.scan.profile_origin);
         let problem = self.scan.profile_problem.as_ref();
         let problem = problem.map_or(String::new(), |problem| format!(" ({problem})"));
         Some(format!(
@@ -238,6 +233,7 @@ impl Report<'_> {
             "type": "summary",
             "kernel": scan.kernel.release,
             "build_id": scan.kernel.build_id,
+            "profile": origin(scan.profile_origin),
             "cached_pages": scan.cached_pages(),
             "restorable_pages": scan.restorable_pages(),
             "reasons": reasons_json(&scan.reasons()),
@@ -253,6 +249,16 @@ impl Report<'_> {
             summary["verified_unread"] = verified.unread.into();
         }
         summary
+    }
+}
+
+/// How the profile was come by.
+fn origin(origin: ProfileOrigin) -> &'static str {
+    match origin {
+        ProfileOrigin::GuestMemory => "from guest memory",
+        ProfileOrigin::Kept => "kept",
+        ProfileOrigin::Completed => "kept, completed from guest memory",
+        ProfileOrigin::Given => "given",
     }
 }
 
