@@ -226,3 +226,32 @@ impl Kernel<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mock::MockGuest;
+
+    #[test]
+    fn types_that_vmcoreinfo_contradicts_are_refused() {
+        let layouts = MockGuest::new().layouts;
+        let agrees = |text: &str| agrees_with_vmcoreinfo(&layouts, &Vmcoreinfo::parse(text));
+        let private = layouts.page_flags.private.trailing_zeros();
+        let head = layouts.page_flags.head;
+        let truth = format!(
+            "SIZE(page)=64\nOFFSET(page.mapping)=24\nNUMBER(PG_private)={private}\n\
+             NUMBER(PG_head_mask)={head}\nSIZE(zone)=1\n"
+        );
+        assert!(agrees("").is_ok(), "what is not told cannot contradict");
+        assert!(agrees(&truth).is_ok());
+        for (key, lie) in [
+            ("SIZE(page)=64", "SIZE(page)=72"),
+            ("OFFSET(page.mapping)=24", "OFFSET(page.mapping)=32"),
+            ("NUMBER(PG_private)=", "NUMBER(PG_private)=1"),
+            ("NUMBER(PG_head_mask)=", "NUMBER(PG_head_mask)=9"),
+        ] {
+            let error = agrees(&truth.replace(key, lie)).unwrap_err();
+            assert!(matches!(error, AttachError::Contradiction(_)), "{error}");
+        }
+    }
+}

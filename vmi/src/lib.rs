@@ -39,5 +39,6 @@ pub use memory::{
 pub use page_map::Run;
 pub use reason::Reason;
 pub use scan::{
-    CachedFile, FilesystemCounts, GuestDisk, ReadDisk, Scan, ScanError, ScanOptions, Timings, scan, scan_kernel,
+    CachedFile, FilesystemCounts, GuestDisk, ReadDisk, Scan, ScanError, ScanOptions, Timings, scan,
+    scan_kernel,
 };

@@ -2,13 +2,13 @@
 //! with layouts of no real kernel, so that nothing can lean on a known offset.
 
 use profiles::layout::{
-    AddressSpace, BdevInode, BlockDevice, BufferHead, Dentry, Device, DeviceChildren,
-    DevicePrivate, Dm, DmDev, DmTable, DmTarget, Ext4, Ext4InodeInfo, Ext4SbInfo, FileSystemType,
-    FolioOrder, Gendisk, Inode, Klist, KlistNode, Kobject, Layouts, LinearC, ListHead, Locks,
-    MappedDevice, Page, PageFlags, Partition, Qstr, RbNode, RbRoot, SuperBlock, TargetType, XaNode,
-    Xarray,
+    AddressSpace, BdevInode, BlockDevice, BtfBlob, BtfModule, BtfModules, BufferHead, Dentry,
+    Device, DeviceChildren, DevicePrivate, Dm, DmDev, DmTable, DmTarget, Ext4, Ext4InodeInfo,
+    Ext4SbInfo, FileSystemType, FolioOrder, Gendisk, Inode, Klist, KlistNode, Kobject, Layouts,
+    LinearC, ListHead, Locks, MappedDevice, Page, PageFlags, Partition, Qstr, RbNode, RbRoot,
+    SuperBlock, TargetType, XaNode, Xarray,
 };
-use profiles::{Field, Identity, Layers, MissingFields, Profile};
+use profiles::{Field, Identity, Layers, Profile};
 
 use crate::address::{Gpa, Gva, PAGE_BYTES};
 use crate::attach::ProfileOrigin;
@@ -403,6 +403,32 @@ impl MockGuest {
         Gva(self.get(inode, self.layouts.inode.i_mapping))
     }
 
+    /// An empty list.
+    pub(crate) fn list(&mut self) -> Gva {
+        let head = self.alloc(16);
+        self.init_list(head);
+        head
+    }
+
+    /// A module of this name in the list of those that have BTF.
+    pub(crate) fn btf_module(&mut self, head: Gva, name: &str, data: &[u8], data_size: u64) {
+        let layout = self.layouts.btf_modules.clone().unwrap();
+        let (module, btf) = (
+            self.alloc(layout.btf_module.size),
+            self.alloc(layout.btf.size),
+        );
+        let at = self.alloc(data.len() as u32);
+        self.write(Self::gpa(at), data);
+        self.write(
+            Self::gpa(btf.offset(layout.btf.name.offset.into())),
+            name.as_bytes(),
+        );
+        self.put(btf, layout.btf.data, at.0);
+        self.put(btf, layout.btf.data_size, data_size);
+        self.put(module, layout.btf_module.btf, btf.0);
+        self.list_add(module.offset(layout.btf_module.list.offset.into()), head);
+    }
+
     /// A dentry, its own parent where none is given.
     pub(crate) fn dentry(&mut self, parent: Option<Gva>, name: &str) -> Gva {
         let layout = self.layouts.dentry;
@@ -688,7 +714,19 @@ fn layouts() -> Layouts {
             rw_semaphore_count: Some(field(8, 8)),
             qrwlock_wlocked: Some(field(4, 1)),
         },
-        btf_modules: Err(MissingFields(Vec::new())),
+        btf_modules: Ok(BtfModules {
+            btf_module: BtfModule {
+                size: 64,
+                list: field(8, 16),
+                btf: field(40, 8),
+            },
+            btf: BtfBlob {
+                size: 256,
+                data: field(16, 8),
+                data_size: field(32, 4),
+                name: field(64, 56),
+            },
+        }),
         ext4: Ok(Ext4 {
             inode_info: Ext4InodeInfo {
                 size: 512,

@@ -64,3 +64,52 @@ impl Kernel<'_> {
         Ok(bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use profiles::MissingFields;
+
+    use super::*;
+    use crate::mock::MockGuest;
+
+    /// A guest that lacks the types of ext4 and of dm_mod.
+    fn guest() -> (MockGuest, Gva) {
+        let mut guest = MockGuest::new();
+        let head = guest.list();
+        let lacks = || MissingFields(vec!["all of it".into()]);
+        guest.layouts.ext4 = Err(lacks());
+        guest.layouts.dm = Err(lacks());
+        (guest, head)
+    }
+
+    #[test]
+    fn only_modules_whose_types_are_missing_are_read() {
+        let (mut guest, head) = guest();
+        guest.btf_module(head, "crc16", b"other", 5);
+        guest.btf_module(head, "xfs", b"known", 5);
+        guest.btf_module(head, "ext4", b"types", 5);
+        guest.btf_module(head, "ext4", b"twice", 5);
+        let mut kernel = guest.kernel();
+        assert_eq!(
+            kernel.modules_to_learn(),
+            [],
+            "a kernel without such a list"
+        );
+        kernel.btf_modules = Some(head);
+        let found = kernel.modules_to_learn();
+        assert_eq!(found.len(), 1);
+        assert_eq!(kernel.module_btf(&found[0]).as_deref(), Ok(&b"types"[..]));
+    }
+
+    #[test]
+    fn a_length_that_is_a_lie_is_not_believed() {
+        let (mut guest, head) = guest();
+        guest.btf_module(head, "ext4", b"types", BTF_BYTES_MAX + 1);
+        guest.btf_module(head, "dm_mod", b"types", BTF_BYTES_MAX);
+        let mut kernel = guest.kernel();
+        kernel.btf_modules = Some(head);
+        for module in kernel.modules_to_learn() {
+            assert!(kernel.module_btf(&module).is_err(), "RAM ends before");
+        }
+    }
+}
