@@ -24,6 +24,9 @@ const CONNECTIONS_MAX: usize = 4;
 /// busy host fails; too long: an operator's mistake shows late.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// For each further connection: a server that has no place for it may leave it waiting.
+const MORE_TIME_MAX: Duration = Duration::from_secs(1);
+
 /// Why an NBD export cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum NbdError {
@@ -56,18 +59,18 @@ pub(crate) struct Export {
 impl Export {
     /// Connects as often as is good for the server.
     pub(crate) fn connect(uri: &NbdUri) -> Result<Self, NbdError> {
-        let until = Instant::now() + CONNECT_TIME_MAX;
-        let connect = || {
+        let connect = |time_max| {
+            let until = Instant::now() + time_max;
             let socket = Socket::connect(&uri.address, until)?;
             let agreed = negotiate(&mut Timed::new(&socket, until), &uri.export)?;
             socket.set_timeout(None)?;
             Ok((socket, agreed))
         };
-        let (first, agreed) = connect()?;
+        let (first, agreed) = connect(CONNECT_TIME_MAX)?;
         let mut connections = vec![first];
         // A server may have fewer places than it promises; what it gives is enough.
         while agreed.can_multi_conn && connections.len() < CONNECTIONS_MAX {
-            match connect() {
+            match connect(MORE_TIME_MAX) {
                 Ok((socket, same)) if same == agreed => connections.push(socket),
                 Ok(_) | Err(NbdError::Io(_)) => break,
                 Err(error) => return Err(error),
