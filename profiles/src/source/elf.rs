@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use goblin::elf::section_header::{SHF_COMPRESSED, SHT_NOBITS, SHT_NOTE};
+use goblin::elf::section_header::{SHF_COMPRESSED, SHT_NOBITS, SHT_NOTE, SHT_RELA};
 use goblin::elf::sym::STB_GLOBAL;
 use goblin::elf::{Elf, SectionHeader, header, program_header, reloc};
 use thiserror::Error;
@@ -62,30 +62,35 @@ impl<'a> ElfFile<'a> {
 
     /// A section's contents, decompressed; None where the file has none.
     pub(crate) fn section(&self, name: &str) -> Result<Option<Cow<'a, [u8]>>, ElfError> {
-        if let Some(header) = self.header(name) {
-            return self.contents(header, name).map(Some);
+        let Some(index) = self.index(name) else {
+            return Ok(None);
+        };
+        let header = &self.elf.section_headers[index];
+        let contents = self.contents(header, name)?;
+        if self.name(header) == Some(name) {
+            return Ok(Some(contents));
         }
-        // What GNU tools wrote before ELF had compressed sections.
-        let Some(rest) = name.strip_prefix(".debug_") else {
-            return Ok(None);
-        };
-        let old = format!(".zdebug_{rest}");
-        let Some(header) = self.header(&old) else {
-            return Ok(None);
-        };
-        let contents = self.contents(header, &old)?;
-        let data = contents
-            .get(ZDEBUG_HEADER_BYTES..)
-            .ok_or_else(|| ElfError::Section(old.clone()))?;
-        let data = compress::zlib(data).map_err(|error| ElfError::Compressed(old, error))?;
-        Ok(Some(data.into()))
+        let data = contents.get(ZDEBUG_HEADER_BYTES..);
+        let data = data.ok_or_else(|| ElfError::Section(name.to_owned()))?;
+        let data = compress::zlib(data);
+        data.map(|data| Some(data.into()))
+            .map_err(|error| ElfError::Compressed(name.to_owned(), error))
     }
 
-    fn header(&self, name: &str) -> Option<&SectionHeader> {
-        self.elf.section_headers.iter().find(|header| {
-            header.sh_type != SHT_NOBITS
-                && self.elf.shdr_strtab.get_at(header.sh_name) == Some(name)
-        })
+    /// The section of this name, or of the one that GNU tools gave a compressed one before ELF had
+    /// such: `.zdebug_info` for `.debug_info`.
+    fn index(&self, name: &str) -> Option<usize> {
+        let find = |name: &str| {
+            let mut headers = self.elf.section_headers.iter();
+            headers
+                .position(|header| header.sh_type != SHT_NOBITS && self.name(header) == Some(name))
+        };
+        let old = || find(&format!(".zdebug_{}", name.strip_prefix(".debug_")?));
+        find(name).or_else(old)
+    }
+
+    fn name(&self, header: &SectionHeader) -> Option<&str> {
+        self.elf.shdr_strtab.get_at(header.sh_name)
     }
 
     fn contents(&self, header: &SectionHeader, name: &str) -> Result<Cow<'a, [u8]>, ElfError> {
@@ -137,9 +142,14 @@ impl<'a> ElfFile<'a> {
         if !self.is_relocatable() {
             return Ok(());
         }
-        let Some(relocations) = self.section(&format!(".rela{name}"))? else {
+        let of = self.index(name);
+        let mut headers = self.elf.section_headers.iter();
+        let relocations = headers
+            .find(|header| header.sh_type == SHT_RELA && Some(header.sh_info as usize) == of);
+        let Some(relocations) = relocations else {
             return Ok(());
         };
+        let relocations = self.contents(relocations, name)?;
         let contents = contents.to_mut();
         for entry in relocations.chunks_exact(24) {
             let Ok((entry, _)) = <[U64; 3]>::ref_from_prefix(entry) else {

@@ -143,7 +143,7 @@ fn dwarf_of_every_form_says_the_same() {
         &["-g", "-gdwarf-3", "-gstrict-dwarf"],
         &["-g", "-gdwarf-2", "-gstrict-dwarf"],
         &["-g", "-gz=zlib"],
-        &["-g", "-O2", "-mcmodel=kernel"],
+        &["-g", "-O2", "-fno-pie", "-mcmodel=kernel"],
     ] {
         let elf = compiled.object(arguments);
         assert_eq!(recorded(&elf), expected(), "gcc {arguments:?}");
