@@ -62,6 +62,8 @@ pub struct Profile {
     #[serde(rename = "pct-vmi-profile")]
     version: u32,
     pub kernel: Identity,
+    /// [`crate::types::Names::digest`] of what was asked for: what another release asks for may be missing.
+    asked: String,
     /// Virtual addresses as linked, without KASLR.
     symbols: BTreeMap<String, Address>,
     types: Recording,
@@ -81,6 +83,7 @@ impl Profile {
         Profile {
             version: VERSION,
             kernel,
+            asked: Layouts::names().digest(),
             symbols: SYMBOLS.into_iter().filter_map(linked).collect(),
             types: Layouts::record(types),
         }
@@ -131,10 +134,18 @@ impl Profile {
         &self.types
     }
 
+    /// Whether all was asked for that is used today: if not, what is missing may only be unasked.
+    pub fn is_current(&self) -> bool {
+        self.asked == Layouts::names().digest()
+    }
+
     /// Takes from `other`, a profile of the same kernel, what this one has no types of.
     pub fn complete_from(&mut self, other: &Profile) {
         let merged = Layouts::record(&crate::types::Layers(vec![&self.types, &other.types]));
         self.types = merged;
+        if other.is_current() {
+            self.asked.clone_from(&other.asked);
+        }
         for (name, address) in &other.symbols {
             self.symbols.entry(name.clone()).or_insert(*address);
         }

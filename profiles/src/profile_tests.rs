@@ -44,6 +44,7 @@ fn a_profile_holds_what_is_asked_for_and_no_more() {
     "release": "6.1.0-test",
     "build_id": "00ff"
   },
+  "asked": "ASKED",
   "symbols": {
     "_stext": "0xffffffff81000000",
     "super_blocks": "0xffffffff82001230"
@@ -77,7 +78,8 @@ fn a_profile_holds_what_is_asked_for_and_no_more() {
   }
 }
 "#;
-    assert_eq!(json, expected);
+    let asked = Layouts::names().digest();
+    assert_eq!(json, expected.replace("ASKED", &asked));
     assert_eq!(Profile::parse(json.as_bytes()).unwrap(), sample("00ff"));
 }
 
@@ -127,6 +129,18 @@ fn one_profile_completes_another() {
     second.types.structs.get_mut("list_head").unwrap().size = 99;
     first.complete_from(&second);
     assert_eq!(first, sample("00ff"), "what it had is not replaced");
+}
+
+#[test]
+fn a_profile_of_a_release_that_asked_for_less_is_told_from_todays() {
+    let mut old = sample("00ff");
+    assert!(old.is_current());
+    let mut names = Layouts::names();
+    names.structs.get_mut("inode").unwrap().remove("i_mode");
+    old.asked = names.digest();
+    assert!(!old.is_current());
+    old.complete_from(&sample("00ff"));
+    assert!(old.is_current(), "all was asked for again");
 }
 
 proptest! {

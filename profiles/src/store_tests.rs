@@ -54,6 +54,7 @@ fn a_build_id_names_no_other_file() {
 #[test]
 fn ready_profiles_are_of_kernels_and_complete() {
     for profile in ready::all() {
+        assert!(profile.is_current(), "{}", profile.kernel.release);
         let layouts = crate::Layouts::resolve(&profile).unwrap();
         for (module, missing) in layouts.modules() {
             assert_eq!(missing, None, "{module} of {}", profile.kernel.release);

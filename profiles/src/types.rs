@@ -98,7 +98,8 @@ impl Types for Recording {
 /// Names of types.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Names {
-    pub structs: BTreeSet<String>,
+    /// Members by struct.
+    pub structs: BTreeMap<String, BTreeSet<String>>,
     /// Constants by enum, as in a [`Recording`].
     pub enums: BTreeMap<String, BTreeSet<String>>,
 }
@@ -108,6 +109,15 @@ pub struct Recorder<'a> {
     types: &'a dyn Types,
     found: RefCell<Recording>,
     asked: RefCell<Names>,
+}
+
+impl Names {
+    /// Tells these names from any others: 16 hexadecimal digits.
+    pub fn digest(&self) -> String {
+        let text = format!("{:?} {:?}", self.structs, self.enums);
+        let digest = blake3::hash(text.as_bytes()).to_hex();
+        digest[..16].to_owned()
+    }
 }
 
 impl<'a> Recorder<'a> {
@@ -128,7 +138,8 @@ impl<'a> Recorder<'a> {
 
 impl Types for Recorder<'_> {
     fn struct_size(&self, name: &str) -> Option<u32> {
-        self.asked.borrow_mut().structs.insert(name.to_owned());
+        let mut asked = self.asked.borrow_mut();
+        asked.structs.entry(name.to_owned()).or_default();
         let size = self.types.struct_size(name)?;
         let mut found = self.found.borrow_mut();
         found.structs.entry(name.to_owned()).or_insert(Struct {
@@ -139,7 +150,11 @@ impl Types for Recorder<'_> {
     }
 
     fn field(&self, name: &str, member: &str) -> Option<Field> {
-        self.struct_size(name)?;
+        let size = self.struct_size(name);
+        if let Some(asked) = self.asked.borrow_mut().structs.get_mut(name) {
+            asked.insert(member.to_owned());
+        }
+        size?;
         let field = self.types.field(name, member)?;
         let mut found = self.found.borrow_mut();
         let found = found.structs.get_mut(name)?;

@@ -161,20 +161,26 @@ fn by_kept_or_derived<'m>(
 
 /// The kernel as a profile describes it, with what the guest has and the profile lacks.
 fn by_profile<'m>(running: &Running<'m>, mut profile: Profile) -> Result<Kernel<'m>, AttachError> {
-    match running.kernel(profile.clone()) {
+    let usable = match running.kernel(profile.clone()) {
         Ok(mut kernel) => {
             kernel.origin = ProfileOrigin::Kept;
-            if kernel.modules_to_learn().is_empty() {
+            if kernel.profile.is_current() && kernel.modules_to_learn().is_empty() {
                 return Ok(kernel);
             }
+            Some(kernel)
         }
         Err(error @ (AttachError::Contradiction(_) | AttachError::OtherKernel { .. })) => {
             return Err(error);
         }
         // It lacks types or symbols: those may be in the guest.
-        Err(_) => {}
-    }
-    profile.complete_from(&running.derive()?);
+        Err(_) => None,
+    };
+    let derived = match (running.derive(), usable) {
+        (Ok(derived), _) => derived,
+        (Err(_), Some(kernel)) => return Ok(kernel),
+        (Err(error), None) => return Err(error),
+    };
+    profile.complete_from(&derived);
     let mut kernel = running.kernel(profile)?;
     kernel.origin = ProfileOrigin::Completed;
     Ok(kernel)

@@ -153,7 +153,7 @@ impl<'a> Reader<'_, 'a> {
             let name = name.map_or(Ok(""), |name| str::from_utf8(name.slice()));
             let wanted = |name: &str| match is_enum {
                 true => names.enums.contains_key(name),
-                false => names.structs.contains(name),
+                false => names.structs.contains_key(name),
             };
             if !is_declaration && name.is_ok_and(wanted) {
                 found.push((offset, tag));

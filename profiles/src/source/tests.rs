@@ -1,6 +1,7 @@
 //! Sources made by the compiler of this machine: every form that debug information comes in has to
 //! say the same.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use proptest::prelude::*;
@@ -35,7 +36,9 @@ fn names() -> Names {
     let structs = ["page", "list_head", "both", "declared", "inner", "absent"];
     let constants = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
     Names {
-        structs: structs.map(str::to_owned).into(),
+        structs: structs
+            .map(|name| (name.to_owned(), BTreeSet::new()))
+            .into(),
         enums: [
             ("pageflags".to_owned(), constants(&["PG_dirty"])),
             (String::new(), constants(&["EXTENT_FLAG_PINNED"])),
