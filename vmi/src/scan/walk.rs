@@ -20,8 +20,9 @@ use crate::volume::Volume;
 const SUPER_BLOCKS_MAX: usize = 1 << 16;
 /// struct inode has more bytes than this on every kernel: bounds the inodes that RAM can hold.
 const INODE_BYTES_MIN: u64 = 512;
-/// Blocks of extent trees read in one scan: 340 extents each.
-const EXTENT_BLOCKS_MAX: u64 = 1 << 20;
+/// One block of extent trees may be read for so many frames of RAM. A block of pointers becomes at most 1,024 extents of
+/// 32 bytes: what is held of them stays below half the guest's RAM.
+const FRAMES_AN_EXTENT_BLOCK: u64 = 16;
 /// A struct extent_map has more bytes than this on every kernel, nodes of other kinds more yet: bounds
 /// those that RAM can hold.
 const EXTENT_STRUCT_BYTES_MIN: u64 = 96;
@@ -89,7 +90,7 @@ impl<'s> Scanner<'s> {
             inodes_left: (bytes / INODE_BYTES_MIN) as usize,
             nodes_left: 4 * frames,
             folios_left: 2 * frames,
-            extent_blocks_left: EXTENT_BLOCKS_MAX,
+            extent_blocks_left: frames / FRAMES_AN_EXTENT_BLOCK,
             extent_structs_left: bytes / EXTENT_STRUCT_BYTES_MIN,
             tree_blocks: TreeBlocks::new(),
             page_map: Builder::default(),
