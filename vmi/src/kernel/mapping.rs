@@ -38,8 +38,6 @@ pub(crate) struct Inode {
     mode: u64,
     flags: u64,
     pub(crate) size_bytes: u64,
-    /// Pages in the mapping.
-    pub(crate) nrpages: u64,
     /// The mapping's errseq_t: 0 as long as no page of it failed to be written.
     wb_err: u64,
     /// The mapping's host is this inode: not so for a block device's node in a file system.
@@ -108,10 +106,18 @@ impl Kernel<'_> {
             mode: self.uint(address, layout.i_mode)?,
             flags: self.uint(address, layout.i_flags)?,
             size_bytes: self.uint(address, layout.i_size)?,
-            nrpages: self.uint(mapping, self.layouts.address_space.nrpages)?,
             wb_err: self.uint(mapping, self.layouts.address_space.wb_err)?,
             is_host: self.pointer(mapping, self.layouts.address_space.host)? == address,
         })
+    }
+
+    /// The inode, if its mapping holds pages: most do not, and are passed over with few reads.
+    pub(crate) fn inode_with_pages(&self, address: Gva) -> Result<Option<Inode>, Unreadable> {
+        let mapping = self.pointer(address, self.layouts.inode.i_mapping)?;
+        match self.uint(mapping, self.layouts.address_space.nrpages)? {
+            0 => Ok(None),
+            _ => self.inode(address).map(Some),
+        }
     }
 
     /// The xarray of a mapping's pages.

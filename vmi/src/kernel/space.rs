@@ -23,8 +23,7 @@ pub(crate) struct Space<'m> {
     table: PageTable,
     /// Start and length of the direct mapping of all physical memory, once it is known.
     direct_map: Option<(u64, u64)>,
-    /// For memory of which a small read is dear.
-    cache: Option<RefCell<FrameCache>>,
+    frames: RefCell<FrameCache<'m>>,
     tlb: RefCell<Tlb>,
 }
 
@@ -34,26 +33,29 @@ impl<'m> Space<'m> {
             mem,
             table,
             direct_map: None,
-            cache: (!mem.is_mapped()).then(|| RefCell::new(FrameCache::new())),
+            frames: RefCell::new(FrameCache::new()),
             tlb: RefCell::new(Tlb::new()),
         }
     }
 
-    /// Uses the direct mapping at `start` for all RAM, if the page tables say the same of the first
-    /// and the last page of it.
+    /// Uses the direct mapping at `start` for all RAM up to the highest range of whose last page the page
+    /// tables say the same: what lies above that is no memory to the kernel, a DIMM that is offline for one.
     pub(crate) fn use_direct_map(&mut self, start: u64) {
-        let Some(last) = self.mem.ranges().last() else {
-            return;
-        };
-        let bytes = last.gpa + last.bytes;
         let agrees = |gpa: u64| {
             start
                 .checked_add(gpa)
                 .is_some_and(|va| self.translate(Gva(va)) == Some(Gpa(gpa)))
         };
         // Not frame 0: the kernel keeps the first megabyte in smaller pieces.
-        if agrees(self.table.root.0) && agrees(bytes.saturating_sub(PAGE_BYTES)) {
-            self.direct_map = Some((start, bytes));
+        if agrees(self.table.root.0) {
+            let mut ends = self
+                .mem
+                .ranges()
+                .iter()
+                .rev()
+                .map(|range| range.gpa + range.bytes);
+            let mapped = ends.find(|&end| agrees(end.saturating_sub(PAGE_BYTES)));
+            self.direct_map = mapped.map(|end| (start, end));
         }
     }
 
@@ -67,9 +69,7 @@ impl<'m> Space<'m> {
 
     /// Forgets what was read, so that it is read anew.
     pub(crate) fn forget(&self) {
-        if let Some(cache) = &self.cache {
-            cache.borrow_mut().clear();
-        }
+        self.frames.borrow_mut().clear();
         *self.tlb.borrow_mut() = Tlb::new();
     }
 
@@ -95,10 +95,7 @@ impl<'m> Space<'m> {
 
     /// Fills `buf`, which must not cross a page, from guest physical memory.
     pub(crate) fn read_physical(&self, at: Gpa, buf: &mut [u8]) -> Option<()> {
-        match &self.cache {
-            Some(cache) => cache.borrow_mut().read(self.mem, at, buf),
-            None => self.mem.read(at, buf).ok(),
-        }
+        self.frames.borrow_mut().read(self.mem, at, buf)
     }
 
     /// Fills `buf` from virtual memory.

@@ -207,6 +207,10 @@ impl Kernel<'_> {
 fn field_of(bytes: &[u8], field: Field) -> Option<u64> {
     let start = field.offset as usize;
     let size = (field.size as usize).min(8);
+    if let Some(eight) = bytes.get(start..).and_then(<[u8]>::first_chunk) {
+        let mask = u64::MAX.checked_shr(64 - 8 * size as u32).unwrap_or(0);
+        return Some(u64::from_le_bytes(*eight) & mask);
+    }
     let mut value = [0; 8];
     value[..size].copy_from_slice(bytes.get(start..start.checked_add(size)?)?);
     Some(u64::from_le_bytes(value))

@@ -12,8 +12,8 @@ use goblin::elf::header::ELFMAG;
 use goblin::elf64::header::SIZEOF_EHDR;
 
 use crate::address::{Gpa, PAGE_BYTES};
-use crate::layout::RamRange;
-use crate::memory::mapped::MappedFile;
+use crate::layout::{RamRange, range_at};
+use crate::memory::mapped::{MappedFile, MappedPage};
 use crate::memory::{GuestMemory, MemoryError, read_pieces};
 
 /// First bytes of what people take for a dump, what it is, and the way to one.
@@ -103,8 +103,11 @@ impl GuestMemory for Dump {
         &self.ranges
     }
 
-    fn is_mapped(&self) -> bool {
-        true
+    fn mapped_page(&self, gpa: Gpa) -> Option<MappedPage<'_>> {
+        let range = range_at(&self.ranges, gpa.0)?;
+        let into = gpa.0 - range.gpa;
+        let is_whole = range.bytes - into >= PAGE_BYTES;
+        is_whole.then(|| self.map.page(range.offset + into))?
     }
 }
 

@@ -5,9 +5,9 @@
 //! nameless one behind `memory-backend-ram,share=on`. Of a private mapping the file has only what was
 //! never written to (memory-backend-file and -mem-path are private unless share=on): it is never mapped.
 
-use crate::address::Gpa;
+use crate::address::{Gpa, PAGE_BYTES};
 use crate::layout::{RamBlock, RamLayout, RamRange, range_at};
-use crate::memory::mapped::MappedFile;
+use crate::memory::mapped::{MappedFile, MappedPage};
 use crate::memory::maps::{self, Mapping};
 use crate::memory::{GuestMemory, LiveMemory, MemoryError, process, read_pieces};
 
@@ -122,8 +122,12 @@ impl GuestMemory for QemuRam {
         &self.layout.ranges
     }
 
-    fn is_mapped(&self) -> bool {
-        self.mapped_bytes() == self.layout.ram_bytes()
+    fn mapped_page(&self, gpa: Gpa) -> Option<MappedPage<'_>> {
+        let (block, offset) = self.locate(gpa, PAGE_BYTES as usize)?;
+        match &self.backings[block] {
+            Backing::Mapped(file) => file.page(offset),
+            _ => None,
+        }
     }
 
     fn read_each(&self, gpas: &[Gpa], out: &mut [u8]) -> Result<(), MemoryError> {

@@ -5,12 +5,14 @@
 
 use std::fs::File;
 use std::io;
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{SeekFrom, seek};
 
+use crate::address::PAGE_BYTES;
 use crate::memory::hugetlb;
 
 /// Extents of data remembered; what lies behind the last of them is read with pread.
@@ -74,9 +76,7 @@ impl MappedFile {
         let end = offset.checked_add(buf.len() as u64);
         let end = end.filter(|&end| end <= self.map.len() as u64);
         let end = end.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
-        let after = self.data.partition_point(|extent| extent.start <= offset);
-        let extent = after.checked_sub(1).map(|index| &self.data[index]);
-        if extent.is_none_or(|extent| extent.end < end) {
+        if !self.is_data(offset, end) {
             return self.file.read_exact_at(buf, self.start + offset);
         }
         // SAFETY: offset + buf.len() is within the mapping (checked above), which lives as long as
@@ -87,6 +87,50 @@ impl MappedFile {
             std::ptr::copy_nonoverlapping(from, buf.as_mut_ptr(), buf.len());
         }
         Ok(())
+    }
+
+    /// The page from `offset` bytes behind the start, if it was no hole.
+    pub(super) fn page(&self, offset: u64) -> Option<MappedPage<'_>> {
+        let end = offset.checked_add(PAGE_BYTES)?;
+        if end > self.map.len() as u64 || !self.is_data(offset, end) {
+            return None;
+        }
+        // SAFETY: offset + PAGE_BYTES is within the mapping (checked above).
+        let from = unsafe { self.map.as_ptr().add(offset as usize) };
+        Some(MappedPage {
+            from,
+            map: PhantomData,
+        })
+    }
+
+    /// Whether `start..end` was no hole when the mapping was made.
+    fn is_data(&self, start: u64, end: u64) -> bool {
+        let after = self.data.partition_point(|extent| extent.start <= start);
+        let extent = after.checked_sub(1).map(|index| &self.data[index]);
+        extent.is_some_and(|extent| end <= extent.end)
+    }
+}
+
+/// 4096 mapped bytes, wherever in the mapping they start. They can only be copied, as all of it.
+#[derive(Debug, Clone, Copy)]
+pub struct MappedPage<'m> {
+    from: *const u8,
+    map: PhantomData<&'m MappedFile>,
+}
+
+impl MappedPage<'_> {
+    /// Fills `buf` from `start`; None when the page ends before.
+    #[inline]
+    pub fn read(&self, start: usize, buf: &mut [u8]) -> Option<()> {
+        let end = start.checked_add(buf.len())?;
+        if end > PAGE_BYTES as usize {
+            return None;
+        }
+        // SAFETY: all 4096 bytes from `from` on are in the mapping, which is borrowed as long as self
+        // lives; start + buf.len() is within them (checked above); buf is ours. A torn copy is as in
+        // MappedFile::read.
+        unsafe { std::ptr::copy_nonoverlapping(self.from.add(start), buf.as_mut_ptr(), buf.len()) };
+        Some(())
     }
 }
 

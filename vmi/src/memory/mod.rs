@@ -17,6 +17,7 @@ use thiserror::Error;
 
 pub use dump::Dump;
 pub use live::QemuRam;
+pub use mapped::MappedPage;
 pub use memflow::{MemflowConnector, MemflowSource};
 pub use memflow_kvm::memflow_kvm;
 
@@ -60,10 +61,14 @@ pub trait GuestMemory: Send + Sync {
     /// Guest RAM, sorted by address.
     fn ranges(&self) -> &[RamRange];
 
-    /// Whether all of it is mapped here, so that a small read costs nanoseconds and it is not worth
-    /// keeping what was read.
-    fn is_mapped(&self) -> bool {
-        false
+    /// Whether a page that is not mapped is better copied whole and kept than read field by field.
+    fn reads_are_dear(&self) -> bool {
+        true
+    }
+
+    /// The page at `gpa`, a multiple of 4096, where all of it is mapped here.
+    fn mapped_page(&self, _gpa: Gpa) -> Option<MappedPage<'_>> {
+        None
     }
 
     /// Fills `out` with the same number of bytes from each address, in order.

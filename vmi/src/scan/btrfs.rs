@@ -34,7 +34,7 @@ struct FsTree {
     node_bytes: usize,
 }
 
-impl Scanner<'_> {
+impl Scanner<'_, '_> {
     pub(super) fn place_of_btrfs(&mut self, inode: &Inode) -> Result<Place, Reason> {
         let kernel = self.kernel;
         let layout = kernel.layouts.btrfs.as_ref();

@@ -8,7 +8,7 @@ use crate::scan::GuestDisk;
 use crate::scan::claims::Device;
 use crate::scan::walk::Scanner;
 
-impl Scanner<'_> {
+impl Scanner<'_, '_> {
     /// Disks and claims, from the inodes of all block devices and from the mounts.
     pub(super) fn find_disks(&mut self, super_blocks: &[SuperBlock], inodes: &[Vec<Gva>]) {
         let mounted: HashSet<Gva> = super_blocks

@@ -7,7 +7,7 @@ use crate::place::{Mapped, Place};
 use crate::reason::Reason;
 use crate::scan::walk::Scanner;
 
-impl Scanner<'_> {
+impl Scanner<'_, '_> {
     pub(super) fn place_of_ext4(
         &mut self,
         sb: &SuperBlock,

@@ -1,7 +1,7 @@
 //! The page frames met in a scan: each belongs to one folio, so a second owner is a lie or torn.
 
 use crate::address::{Gpa, PAGE_BYTES, Pfn};
-use crate::layout::{RamRange, range_at};
+use crate::layout::RamRange;
 use crate::memory::GuestMemory;
 
 /// One bit a frame of RAM.
@@ -52,13 +52,12 @@ impl FrameSet {
 
     fn number(&self, first: Pfn, frames: u64) -> Option<u64> {
         let Gpa(gpa) = first.gpa()?;
-        let range = range_at(&self.ranges, gpa)?;
+        let after = self.ranges.partition_point(|range| range.gpa <= gpa);
+        let index = after.checked_sub(1)?;
+        let range = &self.ranges[index];
         let inside = gpa - range.gpa;
-        if range.bytes - inside < frames * PAGE_BYTES {
-            return None;
-        }
-        let index = self.ranges.partition_point(|other| other.gpa < range.gpa);
-        Some(self.before[index] + inside / PAGE_BYTES)
+        let fits = frames.checked_mul(PAGE_BYTES)? <= range.bytes.checked_sub(inside)?;
+        fits.then(|| self.before[index] + inside / PAGE_BYTES)
     }
 }
 

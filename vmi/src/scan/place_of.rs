@@ -7,7 +7,7 @@ use crate::place::{Mapped, Place};
 use crate::reason::Reason;
 use crate::scan::walk::Scanner;
 
-impl Scanner<'_> {
+impl Scanner<'_, '_> {
     /// Where the pages of an inode are, or why none of them is anywhere.
     pub(super) fn place(&mut self, sb: &SuperBlock, inode: &Inode) -> Result<Place, Reason> {
         match sb.fs.as_str() {

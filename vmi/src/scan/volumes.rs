@@ -15,7 +15,7 @@ const STACKED_MAX: u32 = 8;
 /// Targets looked at and segments kept in one scan, for all mapped devices together.
 pub(super) const SEGMENTS_MAX: usize = 1 << 16;
 
-impl Scanner<'_> {
+impl<'m> Scanner<'_, 'm> {
     /// Where the bytes of a block device are.
     pub(super) fn volume(&mut self, bdev: Gva) -> Result<Rc<Volume>, Reason> {
         if let Some(known) = self.volumes.get(&bdev) {
@@ -82,7 +82,7 @@ impl Scanner<'_> {
     }
 
     /// Reads metadata of the file system on a block device.
-    pub(super) fn metadata<'a>(&'a self, bdev: Gva, volume: &'a Volume) -> Metadata<'a> {
+    pub(super) fn metadata<'a>(&'a self, bdev: Gva, volume: &'a Volume) -> Metadata<'a, 'm> {
         Metadata {
             kernel: self.kernel,
             storage: self.storage(),
@@ -93,14 +93,14 @@ impl Scanner<'_> {
 }
 
 /// Blocks of a device, from its page cache or from the disk below it.
-pub(super) struct Metadata<'a> {
-    kernel: &'a Kernel<'a>,
+pub(super) struct Metadata<'a, 'm> {
+    kernel: &'a Kernel<'m>,
     storage: Storage<'a>,
     bdev: Gva,
     volume: &'a Volume,
 }
 
-impl Metadata<'_> {
+impl Metadata<'_, '_> {
     /// Fills `buf` with a block that has its size; false when it cannot.
     pub(super) fn read_block(&self, block: u64, buf: &mut [u8]) -> bool {
         let cached = self.kernel.read_cached_block(self.bdev, block, buf);

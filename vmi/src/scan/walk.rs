@@ -43,8 +43,8 @@ impl Counts {
     }
 }
 
-pub(super) struct Scanner<'s> {
-    pub(super) kernel: &'s Kernel<'s>,
+pub(super) struct Scanner<'s, 'm> {
+    pub(super) kernel: &'s Kernel<'m>,
     pub(super) options: &'s ScanOptions,
     pub(super) disks: Vec<Disk>,
     pub(super) guest_disks: Vec<GuestDisk>,
@@ -68,8 +68,8 @@ pub(super) struct Scanner<'s> {
     pub(super) structs_torn: u64,
 }
 
-impl<'s> Scanner<'s> {
-    pub(super) fn new(kernel: &'s Kernel<'s>, options: &'s ScanOptions) -> Scanner<'s> {
+impl<'s, 'm> Scanner<'s, 'm> {
+    pub(super) fn new(kernel: &'s Kernel<'m>, options: &'s ScanOptions) -> Scanner<'s, 'm> {
         let bytes: u64 = kernel
             .space
             .mem()
@@ -156,13 +156,14 @@ impl<'s> Scanner<'s> {
             reasons: BTreeMap::new(),
         };
         for &address in inodes {
-            let Ok(inode) = self.kernel.inode(address) else {
-                self.structs_torn += 1;
-                continue;
+            let inode = match self.kernel.inode_with_pages(address) {
+                Ok(Some(inode)) if inode.is_host => inode,
+                Ok(_) => continue,
+                Err(_) => {
+                    self.structs_torn += 1;
+                    continue;
+                }
             };
-            if inode.nrpages == 0 || !inode.is_host {
-                continue;
-            }
             let place = self.place(sb, &inode);
             let counts = self.mapping(&inode, &place);
             sum.files += 1;

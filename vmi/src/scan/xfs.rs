@@ -11,7 +11,7 @@ use crate::reason::Reason;
 use crate::scan::walk::Scanner;
 use crate::xfs::{self, Fork, Geometry, Nodes};
 
-impl Scanner<'_> {
+impl Scanner<'_, '_> {
     pub(super) fn place_of_xfs(&mut self, sb: &SuperBlock, inode: &Inode) -> Result<Place, Reason> {
         let kernel = self.kernel;
         let layout = kernel.layouts.xfs.as_ref();
