@@ -11,7 +11,7 @@ use profiles::{Btf, Image, Kallsyms, Layers, Profile, Types, Vmcoreinfo};
 use crate::address::Gva;
 use crate::attach::{AttachError, ProfileOrigin};
 use crate::find::{Found, read_image};
-use crate::kernel::{Kernel, KernelInfo, Space};
+use crate::kernel::{Kernel, KernelInfo, Space, split_btf};
 use crate::memory::GuestMemory;
 
 /// The largest seen is 5.3 MB. An index over it takes about four times as much.
@@ -74,16 +74,8 @@ impl<'m> Running<'m> {
         };
         let btf = Btf::parse(self.btf(start, stop)?)?;
         let kernel = self.kernel(profile(&btf))?;
-        let modules = kernel.modules_to_learn();
-        let blobs: Vec<Vec<u8>> = modules
-            .iter()
-            .filter_map(|module| kernel.module_btf(module).ok())
-            .collect();
-        // One that is torn or odd is left out: what it describes is then said to be missing.
-        let splits: Vec<Btf<'_>> = blobs
-            .iter()
-            .filter_map(|blob| Btf::parse_split(blob, &btf).ok())
-            .collect();
+        let blobs = kernel.read_btf(&kernel.modules_to_learn());
+        let splits = split_btf(&blobs, &btf);
         let of_modules = splits.iter().map(|split| split as &dyn Types);
         Ok(profile(&Layers(of_modules.chain([&btf as _]).collect())))
     }

@@ -6,6 +6,7 @@ use profiles::{Btf, Kallsyms};
 
 use crate::attach::{AttachError, Profiles, VcpuRegisters};
 use crate::find::find;
+use crate::kernel::split_btf;
 use crate::memory::GuestMemory;
 
 /// "Linux version …" with its compiler and build has about 200 bytes.
@@ -32,15 +33,8 @@ pub fn isf(mem: &dyn GuestMemory, vcpus: &[VcpuRegisters]) -> Result<String, Att
 
     let btf = Btf::parse(running.btf(start, stop)?)?;
     let kernel = running.kernel(running.derive()?)?;
-    let modules = kernel.modules_with_btf();
-    let blobs: Vec<Vec<u8>> = modules
-        .iter()
-        .filter_map(|module| kernel.module_btf(module).ok())
-        .collect();
-    let splits: Vec<Btf<'_>> = blobs
-        .iter()
-        .filter_map(|blob| Btf::parse_split(blob, &btf).ok())
-        .collect();
+    let blobs = kernel.read_btf(&kernel.modules_with_btf());
+    let splits = split_btf(&blobs, &btf);
     let linked = |(name, address): (String, u64)| match address >= START_KERNEL_MAP {
         true => (name, address.wrapping_sub(moved)),
         false => (name, address),

@@ -5,7 +5,7 @@ use super::{
     Btf, INDIRECTIONS_MAX, KIND_ARRAY, KIND_CONST, KIND_ENUM, KIND_ENUM64, KIND_FLOAT,
     KIND_FUNC_PROTO, KIND_FWD, KIND_INT, KIND_PTR, KIND_RESTRICT, KIND_STRUCT, KIND_TYPE_TAG,
     KIND_TYPEDEF, KIND_UNION, KIND_VAR, KIND_VOLATILE, RawArray, RawEnum, RawEnum64, RawMember,
-    U32,
+    RawType, U32,
 };
 use zerocopy::FromBytes;
 
@@ -102,48 +102,17 @@ impl<'a> Btf<'a> {
                     count: array.nelems.get(),
                 }
             }
-            kind @ (KIND_STRUCT | KIND_UNION) => {
-                let (raw_members, _) =
-                    <[RawMember]>::ref_from_prefix_with_elems(rest, raw.vlen()).ok()?;
-                let member = |member: &RawMember| {
-                    let (bit_offset, bit_width) = raw.member_offset(member);
-                    Member {
-                        name: self.text(member.name_off),
-                        type_id: member.type_id.get(),
-                        bit_offset,
-                        bit_width,
-                    }
-                };
-                View::Composite {
-                    name,
-                    is_union: kind == KIND_UNION,
-                    bytes: last,
-                    members: raw_members.iter().map(member).collect(),
-                }
-            }
-            KIND_ENUM => {
-                let (values, _) = <[RawEnum]>::ref_from_prefix_with_elems(rest, raw.vlen()).ok()?;
-                View::Enum {
-                    name,
-                    bytes: last,
-                    constants: values
-                        .iter()
-                        .map(|value| (self.text(value.name_off), value.get()))
-                        .collect(),
-                }
-            }
-            KIND_ENUM64 => {
-                let (values, _) =
-                    <[RawEnum64]>::ref_from_prefix_with_elems(rest, raw.vlen()).ok()?;
-                View::Enum {
-                    name,
-                    bytes: last,
-                    constants: values
-                        .iter()
-                        .map(|value| (self.text(value.name_off), value.get()))
-                        .collect(),
-                }
-            }
+            kind @ (KIND_STRUCT | KIND_UNION) => View::Composite {
+                name,
+                is_union: kind == KIND_UNION,
+                bytes: last,
+                members: self.members(raw, rest)?,
+            },
+            kind @ (KIND_ENUM | KIND_ENUM64) => View::Enum {
+                name,
+                bytes: last,
+                constants: self.constants(kind, rest, raw.vlen())?,
+            },
             KIND_FWD => View::Forward {
                 name,
                 is_union: raw.kind_flag(),
@@ -157,6 +126,32 @@ impl<'a> Btf<'a> {
                 type_id: last,
             },
             _ => View::Other,
+        })
+    }
+
+    fn members(&self, raw: &RawType, rest: &[u8]) -> Option<Vec<Member<'a>>> {
+        let (members, _) = <[RawMember]>::ref_from_prefix_with_elems(rest, raw.vlen()).ok()?;
+        let member = |member: &RawMember| {
+            let (bit_offset, bit_width) = raw.member_offset(member);
+            Member {
+                name: self.text(member.name_off),
+                type_id: member.type_id.get(),
+                bit_offset,
+                bit_width,
+            }
+        };
+        Some(members.iter().map(member).collect())
+    }
+
+    fn constants(&self, kind: u32, rest: &[u8], vlen: usize) -> Option<Vec<(&'a str, i64)>> {
+        Some(if kind == KIND_ENUM64 {
+            let (values, _) = <[RawEnum64]>::ref_from_prefix_with_elems(rest, vlen).ok()?;
+            let constant = |value: &RawEnum64| (self.text(value.name_off), value.get());
+            values.iter().map(constant).collect()
+        } else {
+            let (values, _) = <[RawEnum]>::ref_from_prefix_with_elems(rest, vlen).ok()?;
+            let constant = |value: &RawEnum| (self.text(value.name_off), value.get());
+            values.iter().map(constant).collect()
         })
     }
 

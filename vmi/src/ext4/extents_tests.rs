@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::mock::{header, index_bytes, leaf, leaf_bytes};
+use crate::mock::ext4::{header, index_bytes, leaf, leaf_bytes};
 
 fn tree(root: &[u8], blocks: &HashMap<u64, Vec<u8>>) -> Vec<Extent> {
     let mut i_data = [0; I_DATA_BYTES];

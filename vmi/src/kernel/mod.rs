@@ -21,6 +21,7 @@ use block::SECTOR_BYTES;
 pub(crate) use block::{BlockDevice, Disk};
 pub(crate) use list::Walk;
 pub(crate) use mapping::{Inode, SuperBlock};
+pub(crate) use module::split_btf;
 pub(crate) use space::Space;
 pub use space::Unreadable;
 pub(crate) use xarray::Folio;

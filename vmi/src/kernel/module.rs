@@ -1,6 +1,8 @@
 //! Modules that describe their own types (kernel/bpf/btf.c): a list of small structs that lead to
 //! their BTF. Only those whose types are still wanted are read, and each within a bound.
 
+use profiles::Btf;
+
 use crate::address::Gva;
 use crate::kernel::{Kernel, Unreadable};
 
@@ -54,8 +56,13 @@ impl Kernel<'_> {
         found
     }
 
-    /// A module's BTF, which continues the kernel's.
-    pub(crate) fn module_btf(&self, module: &ModuleBtf) -> Result<Vec<u8>, Unreadable> {
+    /// The BTF of these modules. What cannot be read is left out: its types are then said to be missing.
+    pub(crate) fn read_btf(&self, modules: &[ModuleBtf]) -> Vec<Vec<u8>> {
+        let blobs = modules.iter().map(|module| self.module_btf(module));
+        blobs.filter_map(Result::ok).collect()
+    }
+
+    fn module_btf(&self, module: &ModuleBtf) -> Result<Vec<u8>, Unreadable> {
         if module.bytes > BTF_BYTES_MAX {
             return Err(Unreadable(module.data));
         }
@@ -63,6 +70,12 @@ impl Kernel<'_> {
         self.space.read(module.data, &mut bytes)?;
         Ok(bytes)
     }
+}
+
+/// Modules' BTF as what continues the kernel's. What is torn or odd is left out.
+pub(crate) fn split_btf<'b>(blobs: &'b [Vec<u8>], base: &'b Btf<'b>) -> Vec<Btf<'b>> {
+    let splits = blobs.iter().map(|blob| Btf::parse_split(blob, base));
+    splits.filter_map(Result::ok).collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::mock::{MockFolio, MockGuest, UPTODATE};
+use crate::mock::MockGuest;
+use crate::mock::cache::{MockFolio, UPTODATE};
 
 const BUDGET: u64 = 100_000;
 

@@ -6,7 +6,9 @@ use profiles::layout::{
     ExtentBuffer, ExtentFlags, ExtentMap, ExtentMapTree, MapLookup, Stripe,
 };
 
-use super::{MockFolio, MockGuest, PRIVATE, S_IFREG, UPTODATE, field};
+use super::cache::{MockFolio, PRIVATE, UPTODATE};
+use super::vfs::S_IFREG;
+use super::{MockGuest, field};
 use crate::address::{Gva, PAGE_BYTES};
 
 /// Logical address of the subvolume's only leaf, in the metadata chunk.
@@ -214,20 +216,7 @@ pub(super) fn layout() -> Btrfs {
             root: field(0, 16),
             lock: field(32, 8),
         },
-        extent_map: ExtentMap {
-            size: 128,
-            rb_node: field(8, 24),
-            start: field(32, 8),
-            len: field(40, 8),
-            flags: field(80, 4),
-            disk_bytenr: Some(field(48, 8)),
-            offset: Some(field(64, 8)),
-            disk_num_bytes: Some(field(56, 8)),
-            block_start: None,
-            orig_start: None,
-            orig_block_len: None,
-            map_lookup: None,
-        },
+        extent_map: EXTENT_MAP,
         extent_address: ExtentAddress::DiskBytenr {
             disk_bytenr: field(48, 8),
             disk_num_bytes: field(56, 8),
@@ -253,15 +242,7 @@ pub(super) fn layout() -> Btrfs {
             mapping_tree: field(64, 16),
             btree_inode: field(96, 8),
         },
-        chunks: Chunks::ChunkMap(BtrfsChunkMap {
-            size: 96,
-            rb_node: field(0, 24),
-            start: field(40, 8),
-            chunk_len: field(48, 8),
-            r#type: field(64, 8),
-            num_stripes: field(80, 4),
-            stripes: field(96, 0),
-        }),
+        chunks: CHUNK_MAP,
         stripe: Stripe {
             dev: field(0, 8),
             physical: field(8, 8),
@@ -272,6 +253,31 @@ pub(super) fn layout() -> Btrfs {
         },
     }
 }
+
+const EXTENT_MAP: ExtentMap = ExtentMap {
+    size: 128,
+    rb_node: field(8, 24),
+    start: field(32, 8),
+    len: field(40, 8),
+    flags: field(80, 4),
+    disk_bytenr: Some(field(48, 8)),
+    offset: Some(field(64, 8)),
+    disk_num_bytes: Some(field(56, 8)),
+    block_start: None,
+    orig_start: None,
+    orig_block_len: None,
+    map_lookup: None,
+};
+
+const CHUNK_MAP: Chunks = Chunks::ChunkMap(BtrfsChunkMap {
+    size: 96,
+    rb_node: field(0, 24),
+    start: field(40, 8),
+    chunk_len: field(48, 8),
+    r#type: field(64, 8),
+    num_stripes: field(80, 4),
+    stripes: field(96, 0),
+});
 
 /// The chunks as older kernels keep them.
 pub(crate) fn older_layout() -> Btrfs {

@@ -2,7 +2,8 @@
 
 use profiles::layout::{Xfs, XfsIfork, XfsInode, XfsMount, XfsSb};
 
-use super::{MockGuest, S_IFREG, field};
+use super::vfs::S_IFREG;
+use super::{MockGuest, field};
 use crate::address::Gva;
 
 /// Allocation groups of so many blocks; the next power of two is 2¹⁰.

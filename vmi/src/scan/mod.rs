@@ -162,6 +162,4 @@ pub fn scan_kernel(kernel: &Kernel<'_>, options: &ScanOptions) -> Scan {
 }
 
 #[cfg(test)]
-mod filesystem_tests;
-#[cfg(test)]
 mod tests;

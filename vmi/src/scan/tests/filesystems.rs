@@ -1,13 +1,9 @@
 //! Scans of hand-made guests with XFS and btrfs: from the kernel's structs to bytes of the disk.
 
-use std::collections::BTreeMap;
-
-use super::tests::{PARTITION_START, Sample};
 use super::*;
-use crate::address::{Gva, PAGE_BYTES};
 use crate::mock::btrfs::{self, DATA, LEAF, METADATA, MockBtrfs, NODE_BYTES, PREALLOC, ZSTD};
+use crate::mock::cache::{DIRTY, LOCKED, UPTODATE};
 use crate::mock::xfs::AG_BLOCKS;
-use crate::mock::{DIRTY, LOCKED, MockGuest, UPTODATE};
 
 const HOLE: u64 = u64::MAX - 2;
 const INLINE: u64 = u64::MAX - 1;
