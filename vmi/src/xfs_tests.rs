@@ -166,11 +166,28 @@ fn a_tree_that_leads_back_into_itself_ends() {
 proptest! {
     #[test]
     fn hostile_trees_give_sorted_extents(
-        node in prop::collection::vec(any::<u64>(), 32),
-        if_height in 0u64..18, if_format in 0u64..6, if_bytes: u64,
-        sb_agblocks: u64, sb_agblklog in 0u64..70, sb_agcount: u64,
+        parts in prop::collection::vec(
+            (0u64..8, 1u64..9, 0u64..64, any::<bool>()), 1..=RECORDS_PER_LEAF),
+        noise in prop::collection::vec((0..NODE_BYTES, any::<u8>()), 0..6),
+        if_height in prop_oneof![3 => Just(1), 1 => 0u64..18],
+        if_format in prop_oneof![3 => Just(XFS_DINODE_FMT_EXTENTS), 1 => 0u64..6],
+        if_bytes: u64,
+        (sb_agblocks, sb_agblklog, sb_agcount) in prop_oneof![
+            3 => Just((1000, 10, 1 << 20)),
+            1 => (any::<u64>(), 0u64..70, any::<u64>()),
+        ],
     ) {
-        let bytes: Vec<u8> = node.into_iter().flat_map(u64::to_le_bytes).collect();
+        // A leaf as it should be, and then changed.
+        let mut startoff = 0;
+        let records = parts.into_iter().map(|(gap, blocks, start, unwritten)| {
+            let record = (startoff + gap, blocks, start, unwritten);
+            startoff += gap + blocks;
+            record
+        });
+        let mut bytes = leaf_of(&records.collect::<Vec<_>>());
+        for (at, byte) in noise {
+            bytes[at] = byte;
+        }
         let mut read = |_: Gva, buf: &mut [u8]| {
             buf.copy_from_slice(&bytes[..buf.len()]);
             true
