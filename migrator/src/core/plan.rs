@@ -180,9 +180,10 @@ impl Plan {
                 }),
                 Some(open) => {
                     let end = open.offset + u64::from(open.bytes);
-                    let joins = open.disk == disk && offset <= end + GAP_BYTES_MAX;
-                    let fits = offset + PAGE_BYTES as u64 - open.offset <= u64::from(bytes_max);
-                    if !(joins && fits) {
+                    // The next disk begins at a smaller offset.
+                    let follows =
+                        open.disk == disk && (open.offset..=end + GAP_BYTES_MAX).contains(&offset);
+                    if !follows || offset - open.offset + PAGE_BYTES as u64 > u64::from(bytes_max) {
                         break;
                     }
                     open
@@ -278,6 +279,13 @@ mod tests {
         );
         let wraps = run(u32::MAX, 2, 0, u64::MAX - 4096);
         assert!(plan(vec![wraps]).is_err());
+    }
+
+    #[test]
+    fn a_read_ends_with_its_disk() {
+        let plan = Plan::new(vec![run(0, 1, 0, 65536), run(1, 1, 1, 0)], 100, &DISKS).unwrap();
+        let read = plan.next_read(0, 2, 1 << 20, |_| true).unwrap();
+        assert_eq!((read.disk, read.offset, read.end), (0, 65536, 1));
     }
 
     #[test]
