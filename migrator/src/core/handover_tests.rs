@@ -106,6 +106,16 @@ impl World {
 
     /// Everything that can happen next.
     fn successors(&self) -> Vec<World> {
+        let mut worlds = self.qemu_moves();
+        worlds.extend(self.work_is_done());
+        worlds.extend(self.network_delivers());
+        worlds.push(self.at_source(SourceEvent::Failed));
+        worlds.push(self.at_destination(DestinationEvent::Failed));
+        worlds.extend(self.a_process_dies());
+        worlds
+    }
+
+    fn qemu_moves(&self) -> Vec<World> {
         let mut worlds = vec![];
         let mut add = |world: World| worlds.push(world);
         // QEMU's guest stops, its stream ends; the destination loads it; the source QEMU completes.
@@ -129,63 +139,73 @@ impl World {
                 ..self.at_source(SourceEvent::QemuCompleted)
             });
         }
+        worlds
+    }
+
+    fn work_is_done(&self) -> Vec<World> {
+        let mut worlds = vec![];
         if !self.source_work.is_empty() && self.source.is_some() {
-            add(self.do_source());
+            worlds.push(self.do_source());
             // A write that fails, instead of its end.
             if self.source_work[0] == SourceAction::WriteCommit {
                 let mut next = self.clone();
                 next.source_work.remove(0);
-                add(next.at_source(SourceEvent::Failed));
+                worlds.push(next.at_source(SourceEvent::Failed));
             }
         }
         if !self.destination_work.is_empty() && self.destination.is_some() {
-            add(self.do_destination());
+            worlds.push(self.do_destination());
         }
-        if self.linked {
-            let mut next = self.clone();
-            if let Some(event) = next.to_destination.pop_front() {
-                add(next.at_destination(event));
-            }
-            let mut next = self.clone();
-            if let Some(event) = next.to_source.pop_front() {
-                add(next.at_source(event));
-            }
-            let mut cut = World {
-                linked: false,
-                ..self.clone()
-            };
-            cut.to_source.clear();
-            cut.to_destination.clear();
-            add(cut);
-        } else {
-            add(self.at_source(SourceEvent::PeerLost));
-            add(self.at_destination(DestinationEvent::PeerLost));
+        worlds
+    }
+
+    /// A message arrives, or the connection is lost and both sides come to know.
+    fn network_delivers(&self) -> Vec<World> {
+        if !self.linked {
+            return vec![
+                self.at_source(SourceEvent::PeerLost),
+                self.at_destination(DestinationEvent::PeerLost),
+            ];
         }
-        add(self.at_source(SourceEvent::Failed));
-        add(self.at_destination(DestinationEvent::Failed));
-        // A process dies. QEMU lives on: a migration that had not completed fails, and its guest runs on.
+        let mut worlds = vec![self.cut()];
+        let mut next = self.clone();
+        if let Some(event) = next.to_destination.pop_front() {
+            worlds.push(next.at_destination(event));
+        }
+        let mut next = self.clone();
+        if let Some(event) = next.to_source.pop_front() {
+            worlds.push(next.at_source(event));
+        }
+        worlds
+    }
+
+    /// The same, without a connection.
+    fn cut(&self) -> World {
+        World {
+            linked: false,
+            to_source: VecDeque::new(),
+            to_destination: VecDeque::new(),
+            ..self.clone()
+        }
+    }
+
+    /// QEMU lives on: a migration that had not completed fails, and its guest runs on.
+    fn a_process_dies(&self) -> Vec<World> {
+        let mut worlds = vec![];
         if self.source.is_some() {
-            let mut dead = World {
+            worlds.push(World {
                 source: None,
-                linked: false,
-                ..self.clone()
-            };
-            dead.source_runs |= !self.source_completed;
-            dead.source_work.clear();
-            dead.to_source.clear();
-            dead.to_destination.clear();
-            add(dead);
+                source_runs: self.source_runs || !self.source_completed,
+                source_work: vec![],
+                ..self.cut()
+            });
         }
         if self.destination.is_some() {
-            let mut dead = World {
+            worlds.push(World {
                 destination: None,
-                linked: false,
-                ..self.clone()
-            };
-            dead.destination_work.clear();
-            dead.to_source.clear();
-            dead.to_destination.clear();
-            add(dead);
+                destination_work: vec![],
+                ..self.cut()
+            });
         }
         worlds
     }

@@ -199,3 +199,11 @@ async fn write_frames(
     }
     let _ = write.shutdown().await;
 }
+
+/// The peer's reason, made fit for a terminal.
+pub(super) fn abort_reason(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(1000)]).into_owned();
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}

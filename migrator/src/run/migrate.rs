@@ -10,13 +10,13 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::introspect::{Introspected, ram_blocks};
 use super::journal::{Journal, Promise, Side};
-use super::lan::{self, LanIn, LanOut};
+use super::lan::{self, LanIn, LanOut, abort_reason};
 use super::progress::Progress;
 use super::qemu;
-use super::source::{Outcome, Outgoing, Transfer};
+use super::source::{Guest, Outcome, Outgoing, Transfer};
 use crate::core::digest::DigestKey;
 use crate::core::dispatcher::Dispatcher;
-use crate::core::plan::Plan;
+use crate::core::plan::{Plan, PlanRun};
 use crate::core::ram::RamTable;
 use crate::core::wire::{self, Hello, Kind, Run, Welcome};
 use crate::qmp::Qmp;
@@ -42,17 +42,6 @@ pub struct Options {
     pub journal_dir: PathBuf,
 }
 
-/// What the guest was and shall be.
-#[derive(Debug, Clone, Copy)]
-pub struct Guest {
-    /// It ran when the migration began.
-    pub was_running: bool,
-    /// What the destination shall do with it.
-    pub run: Run,
-    /// QEMU's downtime-limit once it is let go, in milliseconds.
-    pub downtime_limit_ms: u64,
-}
-
 /// Moves `vm` to the destination.
 pub async fn migrate(
     vm: &LiveVm,
@@ -73,22 +62,9 @@ pub async fn migrate(
         switchover_ack: qemu::knows_capability(&vm.qmp, "switchover-ack").await?,
     };
     let (lan_in, lan_out, welcome) = greet(&options.to, &hello).await?;
-    let readable = |disk: u32| welcome.readable.get(disk as usize) == Some(&true);
-    let runs = seen
-        .runs
-        .into_iter()
-        .filter(|run| readable(run.disk))
-        .collect();
-    // A page map that cannot be is one more way for a hint to be wrong.
-    let mut plan = Plan::new(runs, table.pages(), &disk_bytes).unwrap_or_else(|error| {
-        super::note(&format!(
-            "the page map is not used, all pages go over the LAN: {error}"
-        ));
-        Plan::default()
-    });
-    if let Some(part) = options.division {
-        plan = plan.truncated((f64::from(plan.pages()) * part).round() as u32);
-    }
+    let mut runs = seen.runs;
+    runs.retain(|run| welcome.readable.get(run.disk as usize) == Some(&true));
+    let plan = plan(runs, table.pages(), &disk_bytes, options.division);
     for frame in wire::plan_frames(plan.runs()) {
         lan_out.send(frame).await?;
     }
@@ -103,20 +79,18 @@ pub async fn migrate(
             return Err(error);
         }
     };
-    let dispatcher = Dispatcher::new(table.pages(), plan, hello.key, options.division.is_none());
-    let run = Run {
-        resume: was_running && !options.suspend,
-    };
     let guest = Guest {
         was_running,
-        run,
+        run: Run {
+            resume: was_running && !options.suspend,
+        },
         downtime_limit_ms: settings.downtime_limit_ms,
     };
-    let lan = (lan_in, lan_out);
+    let may_steal = options.division.is_none();
     let outgoing = Outgoing {
         stream,
-        lan,
-        dispatcher,
+        lan: (lan_in, lan_out),
+        dispatcher: Dispatcher::new(table.pages(), plan, hello.key, may_steal),
         table,
         journal,
         guest,
@@ -132,6 +106,21 @@ pub async fn migrate(
         ));
     }
     outcome
+}
+
+/// The plan of these runs, or the part of it that storage shall serve alone.
+fn plan(runs: Vec<PlanRun>, pages: u32, disk_bytes: &[u64], division: Option<f64>) -> Plan {
+    // A page map that cannot be is one more way for a hint to be wrong.
+    let plan = Plan::new(runs, pages, disk_bytes).unwrap_or_else(|error| {
+        super::note(&format!(
+            "the page map is not used, all pages go over the LAN: {error}"
+        ));
+        Plan::default()
+    });
+    match division {
+        Some(part) => plan.truncated((f64::from(plan.pages()) * part).round() as u32),
+        None => plan,
+    }
 }
 
 fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
@@ -187,14 +176,6 @@ async fn greet(to: &str, hello: &Hello) -> anyhow::Result<(LanIn, LanOut, Welcom
         (Kind::Abort, body) => bail!("the destination refuses: {}", abort_reason(&body)),
         (kind, _) => bail!("the destination answered with {kind:?} instead of a welcome"),
     }
-}
-
-/// The peer's reason, made fit for a terminal.
-pub(super) fn abort_reason(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&body[..body.len().min(1000)]).into_owned();
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
 }
 
 async fn start_stream(qmp: &Qmp) -> anyhow::Result<UnixStream> {

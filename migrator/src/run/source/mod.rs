@@ -1,16 +1,19 @@
 //! The source's loop: carries QEMU's stream to the destination, page by page, and decides nothing by itself — the
 //! core does. Contract: on success the guest is the destination's; on failure it runs on here.
 
+mod events;
+mod figures;
+mod handover;
+mod pacing;
 mod supply;
 
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, anyhow, bail};
-use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use anyhow::{anyhow, bail};
+use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, mpsc};
@@ -19,36 +22,21 @@ use vmi::LiveMemory;
 use super::downtime::{Pace, govern_downtime};
 use super::journal::{Journal, Promise};
 use super::lan::{LanIn, LanOut};
-use super::migrate::{Guest, abort_reason};
-use super::progress::{Progress, Snapshot};
-use super::qemu;
-use super::summary::{Summary, Use, bound_ms};
+use super::progress::Progress;
+use super::summary::Summary;
 use super::{Interrupts, TICK};
 use crate::core::dispatcher::Dispatcher;
-use crate::core::handover::{End, Source, SourceAction, SourceEvent};
-use crate::core::ram::{PAGE_BYTES, RamPage, RamTable};
+use crate::core::handover::{End, Source, SourceEvent};
+use crate::core::ram::{RamPage, RamTable};
 use crate::core::stream::{Parser, return_path};
-use crate::core::wire::{self, Kind, Report};
+use crate::core::wire::{self, Kind, Run};
 use crate::qmp::{Event, Qmp};
 use crate::vm::LiveVm;
+use pacing::RESERVE_PAGES;
 use supply::StreamBuffer;
 
 /// Bytes of QEMU's stream read at a time. They count as sent for QEMU, as the socket's do.
 const READ_BYTES: usize = 64 << 10;
-/// QEMU's own buffer in front of its socket (migration/qemu-file.c, IO_BUF_SIZE).
-const QEMU_FILE_BYTES: usize = 32 << 10;
-/// Bytes that a zero page takes in the stream; the kernel may double the socket's size.
-const ZERO_PAGE_BYTES: usize = 9;
-/// Guest pages that must stay unread while QEMU is held back: as many as everything between its
-/// page loop and our parser can swallow if all are zero. Fewer, and QEMU runs out of pages, stops the
-/// guest and waits for us with the guest stopped. More, and their content is sent later than it could be.
-const RESERVE_PAGES: u32 =
-    ((2 * qemu::SOURCE_SOCKET_BYTES + READ_BYTES + QEMU_FILE_BYTES) / ZERO_PAGE_BYTES) as u32;
-/// How long a destination that was told to give up may take to end its QEMU.
-const RETREAT_WAIT: Duration = Duration::from_secs(10);
-/// How long a committed handover may take: the destination's QEMU takes the disks and continues.
-const RUN_WAIT: Duration = Duration::from_secs(30);
-
 /// How a migration ended.
 #[derive(Debug)]
 pub struct Outcome {
@@ -72,6 +60,17 @@ enum Wake {
     Idle,
     Room(Result<mpsc::OwnedPermit<Vec<u8>>, mpsc::error::SendError<()>>),
     Tick,
+}
+
+/// What the guest was and shall be.
+#[derive(Debug, Clone, Copy)]
+pub struct Guest {
+    /// It ran when the migration began.
+    pub was_running: bool,
+    /// What the destination shall do with it.
+    pub run: Run,
+    /// QEMU's downtime-limit once it is let go, in milliseconds.
+    pub downtime_limit_ms: u64,
 }
 
 /// What a migration going out starts with.
@@ -243,16 +242,7 @@ impl<'a> Transfer<'a> {
 
     /// Waits for one thing to happen and deals with it.
     async fn step(&mut self) -> anyhow::Result<Option<SourceEvent>> {
-        if self.held && self.dispatcher.open() == 0 && self.is_transferring() {
-            self.release().await?;
-        }
-        if !self.pace.let_go.get() && self.may_be_let_go() {
-            self.pace
-                .lan_bytes_per_s
-                .set(self.lan_out.network_use().rate());
-            self.pace.let_go.set(true);
-            self.pace.woken.notify_one();
-        }
+        self.let_go().await?;
         match self.wake().await {
             Wake::Interrupt if self.handover.is_committed() => {
                 super::note("the guest is the destination's already: waiting for its answer");
@@ -281,9 +271,7 @@ impl<'a> Transfer<'a> {
             Wake::Idle => {}
             Wake::Tick => {
                 self.progress.show(&self.snapshot());
-                self.pace
-                    .lan_bytes_per_s
-                    .set(self.lan_out.network_use().rate());
+                self.tell_rate();
                 if self
                     .deadline
                     .is_some_and(|deadline| Instant::now() > deadline)
@@ -324,196 +312,9 @@ impl<'a> Transfer<'a> {
         matches!(self.handover, Source::Transferring { .. })
     }
 
-    fn peer_lost(&mut self, error: anyhow::Error) -> SourceEvent {
-        self.why.get_or_insert(error);
-        SourceEvent::PeerLost
-    }
-
     fn has_work(&self) -> bool {
         let transfers = self.is_transferring()
             && (!self.needs.is_empty() || self.may_parse() || self.steals_next);
         transfers || !self.control.is_empty()
-    }
-
-    /// Nothing of the plan is open any more: QEMU may come to its end.
-    async fn release(&mut self) -> anyhow::Result<()> {
-        self.held = false;
-        let mut acks = Vec::new();
-        self.gate.release(&mut acks);
-        self.qemu_out
-            .write_all(&acks)
-            .await
-            .context("QEMU closed its return path")
-    }
-
-    /// Whether what is left of the first pass can be carried within the downtime that the operator allows. Before
-    /// that, a burst of digests would make QEMU believe in a fast network and stop the guest with too much left.
-    fn may_be_let_go(&self) -> bool {
-        let left = f64::from(self.dispatcher.unseen()) * PAGE_BYTES as f64;
-        let limit_s = self.guest.downtime_limit_ms as f64 / 1e3;
-        !self.held && left <= self.lan_out.network_use().rate() * limit_s
-    }
-
-    async fn on_frame(&mut self, kind: Kind, body: &[u8]) -> anyhow::Result<Option<SourceEvent>> {
-        match kind {
-            Kind::Reports => {
-                for report in wire::parse_array::<Report>(kind, body)? {
-                    let (page, outcome) = report.parse(self.table.pages())?;
-                    if self.dispatcher.report(page, outcome) {
-                        self.needs.push_back(page);
-                    }
-                }
-            }
-            Kind::Progress => {
-                self.storage = wire::parse_message(kind, body)?;
-            }
-            Kind::ReturnPath => {
-                let mut passed = Vec::new();
-                let pushed = self.gate.push(body, &mut passed);
-                pushed.map_err(|n| anyhow!("the return path has a message of {n} bytes"))?;
-                self.qemu_out
-                    .write_all(&passed)
-                    .await
-                    .context("QEMU closed its return path")?;
-            }
-            Kind::Loaded => return Ok(Some(SourceEvent::PeerLoaded)),
-            Kind::Running => {
-                self.up = Some(Instant::now());
-                return Ok(Some(SourceEvent::PeerRunning));
-            }
-            Kind::Abort => {
-                let reason = abort_reason(body);
-                self.why
-                    .get_or_insert(anyhow!("the destination gave up: {reason}"));
-                return Ok(Some(SourceEvent::PeerAborted));
-            }
-            other => bail!("the destination sent {other:?}, which only a source sends"),
-        }
-        Ok(None)
-    }
-
-    async fn on_stream(
-        &mut self,
-        read: std::io::Result<usize>,
-    ) -> anyhow::Result<Option<SourceEvent>> {
-        if read.context("reading QEMU's stream failed")? > 0 {
-            self.buffer.ripe = true;
-            return Ok(None);
-        }
-        self.stream_open = false;
-        let over = |status: &str| matches!(status, "completed" | "failed" | "cancelled");
-        let status = qemu::wait_for_migration(self.qmp, Duration::from_secs(10), over).await;
-        let status = status.context("the source QEMU ended its stream")?;
-        if status == "completed" && self.parser.is_past_ram() {
-            return Ok(Some(SourceEvent::QemuCompleted));
-        }
-        let details = self.qmp.execute("query-migrate", json!({})).await?;
-        let reason = details["error-desc"].as_str().unwrap_or("no reason given");
-        bail!("the source QEMU's migration {status}: {reason}");
-    }
-
-    fn on_qemu_event(&mut self, event: &Event) {
-        match event.name.as_str() {
-            "MIGRATION_PASS" => self.pass = event.data["pass"].as_u64().unwrap_or(self.pass),
-            "STOP" => self.stopped = Some(Instant::now()),
-            "SHUTDOWN" => {
-                let reason = event.data["reason"]
-                    .as_str()
-                    .unwrap_or("unknown")
-                    .to_owned();
-                self.why
-                    .get_or_insert(anyhow!("the guest shut down (reason {reason})"));
-            }
-            _ => {}
-        }
-    }
-
-    /// Lets the handover take `event` and does what it says, until it is over or has to wait.
-    async fn drive(&mut self, event: SourceEvent) -> Option<End> {
-        let mut events = VecDeque::from([event]);
-        while let Some(event) = events.pop_front() {
-            for action in self.handover.on(event) {
-                match action {
-                    SourceAction::WriteCommit => events.push_back(self.commit()),
-                    SourceAction::SendRun => {
-                        self.control
-                            .push_back(wire::message_frame(Kind::Run, &self.guest.run));
-                        self.deadline = Some(Instant::now() + RUN_WAIT);
-                    }
-                    SourceAction::SendAbort => {
-                        let reason = self.why.as_ref().map(|why| format!("{why:#}"));
-                        let reason = reason.unwrap_or_default();
-                        self.control
-                            .push_back(wire::frame(Kind::Abort, reason.as_bytes()));
-                        self.deadline = Some(Instant::now() + RETREAT_WAIT);
-                    }
-                    SourceAction::ResumeGuest => {
-                        // QEMU may be writing with its main loop locked: it answers only once that fails.
-                        let stream = socket2::SockRef::from(self.qemu_out.as_ref());
-                        let _ = stream.shutdown(std::net::Shutdown::Both);
-                        if let Err(error) = qemu::take_back(self.qmp, self.guest.was_running).await
-                        {
-                            let why = self.why.take().unwrap_or_else(|| anyhow!("unknown cause"));
-                            self.why = Some(why.context(format!("{error:#}")));
-                        }
-                    }
-                    SourceAction::End(end) => return Some(end),
-                }
-            }
-        }
-        None
-    }
-
-    fn commit(&mut self) -> SourceEvent {
-        match self.journal.write(Promise::Commit) {
-            Ok(()) => SourceEvent::CommitWritten,
-            Err(error) => {
-                self.why.get_or_insert(error);
-                SourceEvent::Failed
-            }
-        }
-    }
-
-    fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            elapsed: self.begun.elapsed(),
-            ram_pages: self.table.pages(),
-            unseen: self.dispatcher.unseen(),
-            open: self.dispatcher.open(),
-            lan_bytes: self.lan_out.bytes(),
-            san_bytes: self.storage.san_bytes,
-            pass: self.pass,
-            stopped: self.stopped.is_some(),
-        }
-    }
-
-    fn summary(&self) -> Summary {
-        let counts = self.dispatcher.counts();
-        let ms = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64() * 1e3;
-        let total_ms = ms(self.begun, self.up.unwrap_or_else(Instant::now));
-        let page = PAGE_BYTES as f64;
-        let lan_bytes = self.lan_out.bytes();
-        let lan = self.lan_out.network_use();
-        let san = Use {
-            bytes: self.storage.san_bytes as f64,
-            seconds: self.storage.san_busy_us as f64 / 1e6,
-        };
-        let either = counts.claimed as f64 * page;
-        let only_lan = lan_bytes as f64 - (counts.stolen + counts.needed) as f64 * page;
-        let bound_ms = bound_ms(only_lan, either, lan, san);
-        Summary {
-            total_ms,
-            downtime_ms: self.stopped.zip(self.up).map(|(from, to)| ms(from, to)),
-            lan_bytes,
-            san_bytes: self.storage.san_bytes,
-            pages_content: counts.content,
-            pages_claimed: counts.claimed,
-            pages_zero: counts.zero,
-            pages_stolen: counts.stolen,
-            pages_needed: counts.needed,
-            pages_unchanged: counts.unchanged,
-            bound_ms,
-            bound_ratio: bound_ms.map(|bound| total_ms / bound),
-        }
     }
 }

@@ -39,11 +39,6 @@ impl Transfer<'_> {
             && (self.stream_is_thin || !self.may_parse())
     }
 
-    /// Pacing: while a page of the plan is open, the end of the first pass stays unread.
-    pub(super) fn may_parse(&self) -> bool {
-        self.buffer.ripe && (!self.held || self.dispatcher.unseen() > self.reserve)
-    }
-
     /// What the network carries next: what is urgent, what was asked for, what only it can carry; and what
     /// storage could carry as well, whenever the network would otherwise be idle.
     pub(super) fn next_batch(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
