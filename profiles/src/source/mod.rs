@@ -59,6 +59,11 @@ pub enum SourceError {
     NoBase(PathBuf),
     #[error("{0} describes no types: it has neither debug information nor BTF")]
     NoTypes(PathBuf),
+    #[error(
+        "{0} lists no kernel's symbols, _stext is not among them. Debian's System.map beside vmlinuz is a stub; \
+         the real one is usr/lib/debug/boot/System.map-RELEASE of package linux-image-RELEASE-dbg"
+    )]
+    SystemMap(PathBuf),
     #[error("the files are of different kernels: {0} and {1}")]
     DifferentKernels(String, String),
     #[error("the files do not tell the kernel's release: give it (uname -r)")]
@@ -123,7 +128,8 @@ impl<'a> Files<'a> {
             return self.add_json(path, &bytes);
         }
         match system_map(&bytes) {
-            Some(symbols) => self.symbols.extend(symbols),
+            Some(symbols) if symbols.contains_key("_stext") => self.symbols.extend(symbols),
+            Some(_) => return Err(SourceError::SystemMap(at())),
             None => return Err(SourceError::Unknown(at())),
         }
         Ok(())

@@ -194,6 +194,9 @@ fn kinds_are_told_by_content() {
     assert!(is_of_kernel(map));
     files.add(Path::new("System.map"), map.into()).unwrap();
     assert_eq!(files.symbols["_stext"], 0xffff_ffff_8100_0000);
+    let stub = b"ffffffffffffffff B The real System.map is in the -dbg package\n".as_slice();
+    let stub = files.add(Path::new("System.map"), stub.into());
+    assert!(matches!(stub, Err(SourceError::SystemMap(_))));
     let noise = files.add(Path::new("noise"), [1, 2, 3].as_slice().into());
     assert!(matches!(noise, Err(SourceError::Unknown(_))));
     assert!(matches!(
