@@ -5,6 +5,7 @@ pub mod assembler;
 pub mod digest;
 pub mod dispatcher;
 pub mod handover;
+pub mod pieces;
 pub mod plan;
 pub mod ram;
 pub mod stream;

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::assembler::Assembler;
@@ -26,6 +27,10 @@ fn page(value: u8) -> Page {
     let mut page = [0; PAGE_BYTES];
     page[PAGE_BYTES - 1] = value;
     page
+}
+
+fn shared(value: u8) -> Bytes {
+    Bytes::copy_from_slice(&page(value))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -172,7 +177,8 @@ impl World {
         if self.held && self.dispatcher.unseen() <= RESERVE {
             return;
         }
-        let mut frame = PagesFrame::new(64);
+        let mut frame = PagesFrame::default();
+        let mut owner = Bytes::new();
         match self.stream.pop_front() {
             None => return,
             Some(Emitted::End) => {
@@ -182,24 +188,29 @@ impl World {
             }
             Some(Emitted::Page(at, 0)) => {
                 self.dispatcher.emit_zero(at);
-                frame.push(&Record::Zero(at, 1));
+                frame.push(&Record::Zero(at, 1), &owner);
             }
-            Some(Emitted::Page(at, value)) => match self.dispatcher.emit(at, &page(value)) {
-                Telling::Content => frame.push(&Record::Content(at, &page(value))),
-                Telling::Claim(digest) => frame.push(&Record::Claim(at, digest)),
-                Telling::Nothing => return,
-            },
+            Some(Emitted::Page(at, value)) => {
+                owner = shared(value);
+                let content = owner.first_chunk().unwrap();
+                let record = match self.dispatcher.emit(at, content) {
+                    Telling::Content => Record::Content(at, content),
+                    Telling::Claim(digest) => Record::Claim(at, digest),
+                    Telling::Nothing => return,
+                };
+                frame.push(&record, &owner);
+            }
         }
-        self.to_destination.push_back(frame.finish());
+        self.to_destination.push_back(frame.finish().concat());
     }
 
     fn source_answers(&mut self) {
         if let Some(at) = self.needs.pop_front() {
-            let bytes = page(self.ram[at.index()]);
-            if let Some(record) = self.dispatcher.answer(at, &bytes) {
-                let mut frame = PagesFrame::new(64);
-                frame.push(&record);
-                self.to_destination.push_back(frame.finish());
+            let bytes = shared(self.ram[at.index()]);
+            if let Some(record) = self.dispatcher.answer(at, bytes.first_chunk().unwrap()) {
+                let mut frame = PagesFrame::default();
+                frame.push(&record, &bytes);
+                self.to_destination.push_back(frame.finish().concat());
             }
         }
     }
@@ -212,13 +223,15 @@ impl World {
         }
         self.to_destination
             .push_back(wire::frame(Kind::Stolen, &back.to_le_bytes()));
-        let mut frame = PagesFrame::new(64);
+        let mut frame = PagesFrame::default();
         for at in pages {
-            if let Some(record) = self.dispatcher.stolen(at, &page(self.ram[at.index()])) {
-                frame.push(&record);
+            let bytes = shared(self.ram[at.index()]);
+            let record = self.dispatcher.stolen(at, bytes.first_chunk().unwrap());
+            if let Some(record) = record {
+                frame.push(&record, &bytes);
             }
         }
-        self.to_destination.push_back(frame.finish());
+        self.to_destination.push_back(frame.finish().concat());
     }
 
     fn source_hears(&mut self) {

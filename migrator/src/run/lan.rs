@@ -6,13 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc};
 
 use super::summary::Use;
-use super::tcp_info;
+use super::{tcp_info, write_pieces};
+use crate::core::pieces::Pieces;
 use crate::core::wire::{self, HEADER_BYTES, Kind, PREFACE_BYTES};
 
 /// Frames that wait for the network. What waits here waits before anything more urgent, and QEMU takes
@@ -30,7 +32,7 @@ const PREFACE_WAIT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct LanOut {
     /// Room for whole batches of frames.
-    pub queue: mpsc::Sender<Vec<u8>>,
+    pub queue: mpsc::Sender<Pieces>,
     stats: Arc<Stats>,
     writer: tokio::task::JoinHandle<()>,
 }
@@ -111,14 +113,14 @@ impl LanIn {
     }
 
     /// The next frame; none when the peer closed the connection. Not safe to drop half-way.
-    pub async fn receive(&mut self) -> anyhow::Result<Option<(Kind, Vec<u8>)>> {
+    pub async fn receive(&mut self) -> anyhow::Result<Option<(Kind, Bytes)>> {
         let kind = self.next().await?;
-        Ok(kind.map(|kind| (kind, std::mem::take(&mut self.body))))
+        Ok(kind.map(|kind| (kind, std::mem::take(&mut self.body).into())))
     }
 
     /// Reads frames in a task of their own, so that a `select!` can wait for them. The channel ends with
     /// the connection; an error is its last message.
-    pub fn into_channel(mut self) -> mpsc::Receiver<anyhow::Result<(Kind, Vec<u8>)>> {
+    pub fn into_channel(mut self) -> mpsc::Receiver<anyhow::Result<(Kind, Bytes)>> {
         let (sender, receiver) = mpsc::channel(FRAMES_QUEUED);
         tokio::spawn(async move {
             loop {
@@ -149,9 +151,9 @@ impl LanOut {
     }
 
     /// Sends frames, waiting for room.
-    pub async fn send(&self, frames: Vec<u8>) -> anyhow::Result<()> {
+    pub async fn send(&self, frames: impl Into<Pieces>) -> anyhow::Result<()> {
         self.queue
-            .send(frames)
+            .send(frames.into())
             .await
             .context("the connection to the peer is closed")
     }
@@ -180,12 +182,12 @@ impl LanOut {
 
 async fn write_frames(
     mut write: OwnedWriteHalf,
-    mut frames: mpsc::Receiver<Vec<u8>>,
+    mut frames: mpsc::Receiver<Pieces>,
     stats: Arc<Stats>,
 ) {
     while let Some(batch) = frames.recv().await {
         stats.is_writing.store(true, Ordering::Relaxed);
-        if write.write_all(&batch).await.is_err() {
+        if write_pieces(&mut write, &batch).await.is_err() {
             return;
         }
         stats.bytes.fetch_add(batch.len() as u64, Ordering::Relaxed);

@@ -15,9 +15,13 @@ pub mod storage;
 pub mod summary;
 pub mod tcp_info;
 
+use std::io::IoSlice;
 use std::time::Duration;
 
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::core::pieces::Pieces;
 
 /// How often a loop looks at what nothing wakes it for.
 const TICK: Duration = Duration::from_millis(200);
@@ -46,6 +50,23 @@ impl Interrupts {
             _ = self.term.recv() => {}
         }
     }
+}
+
+/// Pieces that a single system call is given at most (IOV_MAX).
+const SLICES_MAX: usize = 1024;
+
+/// Writes all of `pieces`, many in a call.
+async fn write_pieces(out: &mut (impl AsyncWrite + Unpin), pieces: &Pieces) -> std::io::Result<()> {
+    let mut slices = pieces.slices();
+    let mut left = &mut slices[..];
+    while !left.is_empty() {
+        let some = left.len().min(SLICES_MAX);
+        match out.write_vectored(&left[..some]).await? {
+            0 => return Err(std::io::ErrorKind::WriteZero.into()),
+            n => IoSlice::advance_slices(&mut left, n),
+        }
+    }
+    Ok(())
 }
 
 /// Tells the operator something that is neither progress nor an error.

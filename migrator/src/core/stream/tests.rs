@@ -1,5 +1,7 @@
+use bytes::Bytes;
 use proptest::prelude::*;
 
+use super::super::pieces::Pieces;
 use super::super::ram::RamBlock;
 use super::*;
 
@@ -77,14 +79,20 @@ fn stream() -> (Vec<u8>, Vec<Seen>) {
     let mut bytes = preamble();
     bytes.extend(section_start());
     let mut writer = RamWriter::new(table(), 2);
-    writer.page(RamPage(3), &[7; PAGE_BYTES]);
+    let mut written = Pieces::default();
+    let page = |writer: &mut RamWriter, page, fill| {
+        let owner = Bytes::from(vec![fill; PAGE_BYTES]);
+        writer.page(RamPage(page), owner.first_chunk().unwrap(), &owner);
+    };
+    page(&mut writer, 3, 7);
     writer.zero(RamPage(4));
-    writer.page(RamPage(9), &[8; PAGE_BYTES]);
-    writer.take(&mut bytes);
-    bytes.extend([8, 0, 2, 0, 4, 0, 0, 0, 1]);
+    page(&mut writer, 9, 8);
+    writer.take(&mut written);
+    written.copy(&[8, 0, 2, 0, 4, 0, 0, 0, 1]);
     writer.zero(RamPage(0));
-    writer.end(&mut bytes);
-    bytes.extend(b"device state");
+    writer.end(&mut written);
+    written.copy(b"device state");
+    bytes.extend(written.concat());
     let expected = vec![
         Seen::Raw(8),
         Seen::Raw(8),

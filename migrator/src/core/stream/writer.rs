@@ -1,6 +1,9 @@
 //! Section "ram" as the destination QEMU is told it. It writes what it is given and knows no digest.
 
+use bytes::Bytes;
+
 use super::{FOOTER, RamFlags, SECTION_END, SECTION_PART};
+use crate::core::pieces::Pieces;
 use crate::core::ram::{PAGE_BYTES, RamPage, RamTable};
 
 /// Writes section "ram" for the destination QEMU: any pages, any order, a page more than once.
@@ -8,7 +11,7 @@ use crate::core::ram::{PAGE_BYTES, RamPage, RamTable};
 pub struct RamWriter {
     table: RamTable,
     section_id: u32,
-    out: Vec<u8>,
+    out: Pieces,
     block: Option<usize>,
     open: bool,
 }
@@ -19,22 +22,22 @@ impl RamWriter {
         RamWriter {
             table,
             section_id,
-            out: Vec::new(),
+            out: Pieces::default(),
             block: None,
             open: false,
         }
     }
 
-    /// Writes a page's content.
-    pub fn page(&mut self, page: RamPage, content: &[u8; PAGE_BYTES]) {
+    /// Writes a page's content, which is a part of `owner`.
+    pub fn page(&mut self, page: RamPage, content: &[u8; PAGE_BYTES], owner: &Bytes) {
         self.head(page, RamFlags::PAGE);
-        self.out.extend_from_slice(content);
+        self.out.share(owner.slice_ref(content));
     }
 
     /// Writes that a page is all zero.
     pub fn zero(&mut self, page: RamPage) {
         self.head(page, RamFlags::ZERO);
-        self.out.push(0);
+        self.out.copy(&[0]);
     }
 
     /// Bytes written and not yet taken.
@@ -48,37 +51,31 @@ impl RamWriter {
     }
 
     /// Closes the part that is open and hands over what was written.
-    pub fn take(&mut self, into: &mut Vec<u8>) {
+    pub fn take(&mut self, into: &mut Pieces) {
         if std::mem::take(&mut self.open) {
             self.close();
         }
-        // Usually nothing is before it: then the bytes change hands without a copy.
-        if into.is_empty() {
-            std::mem::swap(into, &mut self.out);
-        } else {
-            into.append(&mut self.out);
-        }
+        into.append(std::mem::take(&mut self.out));
     }
 
     /// Ends section "ram": no page may follow.
-    pub fn end(&mut self, into: &mut Vec<u8>) {
+    pub fn end(&mut self, into: &mut Pieces) {
         self.take(into);
         self.section(SECTION_END);
         self.close();
-        into.append(&mut self.out);
+        into.append(std::mem::take(&mut self.out));
     }
 
     fn section(&mut self, kind: u8) {
-        self.out.push(kind);
-        self.out.extend_from_slice(&self.section_id.to_be_bytes());
+        self.out.copy(&[kind]);
+        self.out.copy(&self.section_id.to_be_bytes());
         self.block = None;
     }
 
     fn close(&mut self) {
-        self.out
-            .extend_from_slice(&RamFlags::EOS.bits().to_be_bytes());
-        self.out.push(FOOTER);
-        self.out.extend_from_slice(&self.section_id.to_be_bytes());
+        self.out.copy(&RamFlags::EOS.bits().to_be_bytes());
+        self.out.copy(&[FOOTER]);
+        self.out.copy(&self.section_id.to_be_bytes());
     }
 
     fn head(&mut self, page: RamPage, kind: RamFlags) {
@@ -88,16 +85,14 @@ impl RamWriter {
         }
         let (block, offset) = self.table.locate(page);
         if self.block == Some(block) {
-            self.out
-                .extend_from_slice(&(offset | (kind | RamFlags::CONTINUE).bits()).to_be_bytes());
-            return;
+            let head = offset | (kind | RamFlags::CONTINUE).bits();
+            return self.out.copy(&head.to_be_bytes());
         }
-        self.out
-            .extend_from_slice(&(offset | kind.bits()).to_be_bytes());
+        self.out.copy(&(offset | kind.bits()).to_be_bytes());
         let idstr = self.table.blocks()[block].idstr.as_bytes();
-        self.out
-            .push(u8::try_from(idstr.len()).expect("the table bounds names to 255 bytes"));
-        self.out.extend_from_slice(idstr);
+        let length = u8::try_from(idstr.len()).expect("the table bounds names to 255 bytes");
+        self.out.copy(&[length]);
+        self.out.copy(idstr);
         self.block = Some(block);
     }
 }

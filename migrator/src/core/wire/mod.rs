@@ -148,11 +148,30 @@ struct Header {
     len: U32,
 }
 
+impl Header {
+    fn new(kind: Kind, len: u32) -> Header {
+        Header {
+            kind: kind as u8,
+            zero: [0; 3],
+            len: len.into(),
+        }
+    }
+}
+
 /// A frame: its header and `body`.
+///
+/// # Panics
+/// When the peer would refuse its length.
 pub fn frame(kind: Kind, body: &[u8]) -> Vec<u8> {
-    let mut frame = begin(kind, body.len());
+    let len = body.len();
+    assert!(
+        len <= BODY_BYTES_MAX,
+        "a frame of {len} bytes would be refused by the peer"
+    );
+    let mut frame = Vec::with_capacity(HEADER_BYTES + len);
+    frame.extend_from_slice(Header::new(kind, len as u32).as_bytes());
     frame.extend_from_slice(body);
-    end(frame)
+    frame
 }
 
 /// A frame whose body is `message` in postcard's encoding.
@@ -164,27 +183,6 @@ pub fn message_frame(kind: Kind, message: &impl Serialize) -> Vec<u8> {
 /// A frame whose body is `items` one behind the other.
 pub fn array_frame<T: IntoBytes + Immutable>(kind: Kind, items: &[T]) -> Vec<u8> {
     frame(kind, items.as_bytes())
-}
-
-fn begin(kind: Kind, capacity: usize) -> Vec<u8> {
-    let mut frame = Vec::with_capacity(HEADER_BYTES + capacity);
-    let header = Header {
-        kind: kind as u8,
-        zero: [0; 3],
-        len: U32::ZERO,
-    };
-    frame.extend_from_slice(header.as_bytes());
-    frame
-}
-
-fn end(mut frame: Vec<u8>) -> Vec<u8> {
-    let len = frame.len() - HEADER_BYTES;
-    assert!(
-        len <= BODY_BYTES_MAX,
-        "a frame of {len} bytes would be refused by the peer"
-    );
-    frame[4..8].copy_from_slice(&(len as u32).to_le_bytes());
-    frame
 }
 
 /// Checks a frame's header: its kind and the length of its body.

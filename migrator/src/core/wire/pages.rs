@@ -3,8 +3,11 @@
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{HEADER_BYTES, Kind, WireError, bad, begin, checked, end};
+use bytes::Bytes;
+
+use super::{BODY_BYTES_MAX, HEADER_BYTES, Header, Kind, WireError, bad, checked};
 use crate::core::digest::Digest;
+use crate::core::pieces::Pieces;
 use crate::core::ram::{PAGE_BYTES, RamPage};
 
 /// What the source tells of a page.
@@ -34,20 +37,20 @@ struct RecordHead {
 /// Builds a [`Kind::Pages`] frame record by record.
 #[derive(Debug)]
 pub struct PagesFrame {
-    frame: Vec<u8>,
-    /// Where the last record is when it is a run of zero pages that may grow.
+    frame: Pieces,
+    /// Where the last record's head is when it is a run of zero pages that may grow.
     zeros: Option<usize>,
 }
 
-impl PagesFrame {
-    /// An empty frame with room for `capacity` bytes.
-    pub fn new(capacity: usize) -> PagesFrame {
-        PagesFrame {
-            frame: begin(Kind::Pages, capacity),
-            zeros: None,
-        }
+impl Default for PagesFrame {
+    fn default() -> PagesFrame {
+        let mut frame = Pieces::default();
+        frame.copy(Header::new(Kind::Pages, 0).as_bytes());
+        PagesFrame { frame, zeros: None }
     }
+}
 
+impl PagesFrame {
     /// Bytes of the body so far.
     pub fn len(&self) -> usize {
         self.frame.len() - HEADER_BYTES
@@ -58,37 +61,40 @@ impl PagesFrame {
         self.len() == 0
     }
 
-    /// Adds a record; zero pages that are neighbours become one.
-    pub fn push(&mut self, record: &Record<'_>) {
-        let (page, count, kind, payload): (_, _, _, &[u8]) = match record {
-            Record::Zero(page, count) => {
-                if self.grow_zeros(*page, *count) {
-                    return;
-                }
-                self.zeros = Some(self.frame.len());
-                (page, *count, 1, &[])
-            }
-            Record::Content(page, content) => (page, 1, 2, content.as_slice()),
-            Record::Claim(page, digest) => (page, 1, 3, digest.as_bytes()),
-            Record::Early(page, content) => (page, 1, 4, content.as_slice()),
-            Record::Dirtied(page) => (page, 1, 5, &[]),
+    /// Adds a record, whose content is a part of `owner`; zero pages that are neighbours become one.
+    ///
+    /// # Panics
+    /// When it has content that is no part of `owner`.
+    pub fn push(&mut self, record: &Record<'_>, owner: &Bytes) {
+        let (page, count, kind) = match record {
+            Record::Zero(page, count) if self.grow_zeros(*page, *count) => return,
+            Record::Zero(page, count) => (page, *count, 1),
+            Record::Content(page, _) => (page, 1, 2),
+            Record::Claim(page, _) => (page, 1, 3),
+            Record::Early(page, _) => (page, 1, 4),
+            Record::Dirtied(page) => (page, 1, 5),
         };
-        if kind != 1 {
-            self.zeros = None;
-        }
+        self.zeros = matches!(record, Record::Zero(..)).then(|| self.frame.mark());
         let head = RecordHead {
             page: page.0.into(),
             count: count.into(),
             kind,
             zero: 0,
         };
-        self.frame.extend_from_slice(head.as_bytes());
-        self.frame.extend_from_slice(payload);
+        self.frame.copy(head.as_bytes());
+        match record {
+            Record::Content(_, content) | Record::Early(_, content) => {
+                self.frame.share(owner.slice_ref(content.as_slice()));
+            }
+            Record::Claim(_, digest) => self.frame.copy(digest.as_bytes()),
+            Record::Zero(..) | Record::Dirtied(_) => {}
+        }
     }
 
     fn grow_zeros(&mut self, page: RamPage, count: u16) -> bool {
-        let Some(at) = self.zeros else { return false };
-        let (head, _) = RecordHead::mut_from_prefix(&mut self.frame[at..]).expect("a record head");
+        let Some(mark) = self.zeros else { return false };
+        let head = RecordHead::mut_from_prefix(self.frame.copied(mark));
+        let (head, _) = head.expect("a record head");
         let follows = head.page.get() + u32::from(head.count.get()) == page.0;
         match head.count.get().checked_add(count) {
             Some(sum) if follows => head.count = sum.into(),
@@ -98,8 +104,18 @@ impl PagesFrame {
     }
 
     /// The frame.
-    pub fn finish(self) -> Vec<u8> {
-        end(self.frame)
+    ///
+    /// # Panics
+    /// When the peer would refuse its length.
+    pub fn finish(mut self) -> Pieces {
+        let len = self.len();
+        assert!(
+            len <= BODY_BYTES_MAX,
+            "a frame of {len} bytes would be refused by the peer"
+        );
+        let header = Header::new(Kind::Pages, len as u32);
+        self.frame.copied(0)[..HEADER_BYTES].copy_from_slice(header.as_bytes());
+        self.frame
     }
 }
 

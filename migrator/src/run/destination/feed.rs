@@ -2,10 +2,12 @@
 //! the source passes on, and device state once every page is settled. It does no I/O.
 
 use anyhow::{bail, ensure};
+use bytes::Bytes;
 use san_io::Buffer;
 
 use crate::core::assembler::{Assembler, Counts, Verdict};
 use crate::core::digest::DigestKey;
+use crate::core::pieces::Pieces;
 use crate::core::plan::{Plan, ReadOp};
 use crate::core::ram::{PAGE_BYTES, RamPage, RamTable};
 use crate::core::stream::RamWriter;
@@ -34,7 +36,7 @@ pub(super) struct Feed {
     /// Device state that waits for the last page.
     device: Vec<u8>,
     /// Bytes for QEMU.
-    out: Vec<u8>,
+    out: Pieces,
     /// What the source has to know.
     pub(super) reports: Vec<Report>,
 }
@@ -53,7 +55,7 @@ impl Feed {
             stage: Stage::BeforeRam,
             ram_ended: false,
             device: Vec::new(),
-            out: Vec::new(),
+            out: Pieces::default(),
             reports: Vec::new(),
         }
     }
@@ -106,12 +108,12 @@ impl Feed {
         if let Stage::Ram(writer) = &mut self.stage {
             writer.take(&mut self.out);
         }
-        self.out.extend_from_slice(raw);
+        self.out.copy(raw);
         Ok(())
     }
 
     /// Records of pages, as the source sent them.
-    pub(super) fn pages(&mut self, body: &[u8]) -> anyhow::Result<()> {
+    pub(super) fn pages(&mut self, body: &Bytes) -> anyhow::Result<()> {
         for record in wire::parse_pages(body, self.table.pages()) {
             let record = record?;
             let Stage::Ram(writer) = &mut self.stage else {
@@ -125,7 +127,7 @@ impl Feed {
                 }
                 Record::Content(page, bytes) | Record::Early(page, bytes) => {
                     if verdict.write {
-                        writer.page(page, bytes);
+                        writer.page(page, bytes, body);
                     }
                     page
                 }
@@ -137,15 +139,19 @@ impl Feed {
     }
 
     /// What storage holds of the pages of a read; None where it failed.
-    pub(super) fn storage_answered(&mut self, op: ReadOp, result: Option<&Buffer>) {
+    pub(super) fn storage_answered(&mut self, op: ReadOp, result: Option<Buffer>) {
+        let result = result.map(Bytes::from_owner);
         for (page, at) in op.pages {
-            let bytes = result.map(|buffer| &buffer[at as usize..]);
-            match bytes.and_then(|bytes| bytes.first_chunk::<PAGE_BYTES>()) {
-                Some(bytes) => {
+            let bytes = result.as_ref().and_then(|buffer| {
+                let bytes = buffer.get(at as usize..)?;
+                Some((buffer, bytes.first_chunk::<PAGE_BYTES>()?))
+            });
+            match bytes {
+                Some((buffer, bytes)) => {
                     let verdict = self.assembler.from_storage(page, bytes);
                     // Once QEMU has all pages, what storage still answers is for pages that never were emitted.
                     if let (Stage::Ram(writer), true) = (&mut self.stage, verdict.write) {
-                        writer.page(page, bytes);
+                        writer.page(page, bytes, buffer);
                     }
                     self.report(page, verdict);
                 }
@@ -159,7 +165,7 @@ impl Feed {
 
     /// All bytes that QEMU has to get now. Where every emission was made and every page is settled, they end RAM
     /// and go on with the device state.
-    pub(super) fn for_qemu(&mut self) -> anyhow::Result<&mut Vec<u8>> {
+    pub(super) fn for_qemu(&mut self) -> anyhow::Result<&mut Pieces> {
         ensure!(
             !(self.ram_ended && self.assembler.has_stale()),
             "QEMU did not emit a page again that the guest had written to"
@@ -167,7 +173,7 @@ impl Feed {
         if let Stage::Ram(writer) = &mut self.stage {
             if self.ram_ended && self.assembler.is_settled() {
                 writer.end(&mut self.out);
-                self.out.append(&mut self.device);
+                self.out.share(std::mem::take(&mut self.device).into());
                 self.stage = Stage::Device;
             } else if !writer.is_empty() {
                 writer.take(&mut self.out);

@@ -8,8 +8,9 @@ mod reads;
 use std::collections::VecDeque;
 
 use anyhow::{Context, anyhow, bail};
+use bytes::Bytes;
 use san_io::Completed;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, mpsc};
@@ -18,9 +19,10 @@ use super::journal::{Journal, Promise};
 use super::lan::{LanIn, LanOut, abort_reason};
 use super::qemu;
 use super::storage::Storage;
-use super::{Interrupts, TICK};
+use super::{Interrupts, TICK, write_pieces};
 use crate::core::digest::DigestKey;
 use crate::core::handover::{Destination, DestinationEvent, End};
+use crate::core::pieces::Pieces;
 use crate::core::plan::Plan;
 use crate::core::ram::RamTable;
 use crate::core::wire::{self, Kind, Run};
@@ -55,18 +57,18 @@ pub struct Outcome {
 /// Why the loop woke up.
 enum Wake {
     Interrupt,
-    Lan(Option<anyhow::Result<(Kind, Vec<u8>)>>),
+    Lan(Option<anyhow::Result<(Kind, Bytes)>>),
     Storage(Completed),
     ReturnPath(std::io::Result<usize>, Vec<u8>),
     QemuEvent(Result<Event, broadcast::error::RecvError>),
-    Room(Result<mpsc::OwnedPermit<Vec<u8>>, mpsc::error::SendError<()>>),
+    Room(Result<mpsc::OwnedPermit<Pieces>, mpsc::error::SendError<()>>),
     Tick,
 }
 
 /// The next bytes of pages, from storage or the LAN by chance: neither network may keep the other waiting.
 async fn page_traffic(
     reads: &mut Reads,
-    lan_in: &mut mpsc::Receiver<anyhow::Result<(Kind, Vec<u8>)>>,
+    lan_in: &mut mpsc::Receiver<anyhow::Result<(Kind, Bytes)>>,
 ) -> Wake {
     tokio::select! {
         Some(completed) = reads.completed() => Wake::Storage(completed),
@@ -97,7 +99,7 @@ pub struct Incoming {
 pub struct Transfer<'a> {
     qmp: &'a Qmp,
     events: broadcast::Receiver<Event>,
-    lan_in: mpsc::Receiver<anyhow::Result<(Kind, Vec<u8>)>>,
+    lan_in: mpsc::Receiver<anyhow::Result<(Kind, Bytes)>>,
     lan_out: LanOut,
     qemu_in: OwnedReadHalf,
     qemu_out: OwnedWriteHalf,
@@ -211,10 +213,10 @@ impl<'a> Transfer<'a> {
                     self.peer_lost(anyhow!("the connection to the source failed")),
                 ));
             }
-            Wake::Room(Ok(permit)) => drop(permit.send(self.next_frame())),
+            Wake::Room(Ok(permit)) => drop(permit.send(self.next_frame().into())),
             Wake::Storage(completed) => {
                 let (op, result) = self.reads.finish(completed)?;
-                self.feed.storage_answered(op, result.as_ref());
+                self.feed.storage_answered(op, result);
                 self.flush().await?;
             }
             Wake::ReturnPath(read, bytes) => {
@@ -280,7 +282,7 @@ impl<'a> Transfer<'a> {
     async fn on_frame(
         &mut self,
         kind: Kind,
-        body: &[u8],
+        body: &Bytes,
     ) -> anyhow::Result<Option<DestinationEvent>> {
         match kind {
             Kind::Raw => {
@@ -288,7 +290,7 @@ impl<'a> Transfer<'a> {
                 self.flush().await?;
             }
             Kind::RamStart => {
-                let id: &[u8; 4] = body
+                let id: &[u8; 4] = body[..]
                     .try_into()
                     .context("a RamStart that is not 4 bytes long")?;
                 self.feed.start_ram(u32::from_le_bytes(*id))?;
@@ -302,7 +304,7 @@ impl<'a> Transfer<'a> {
                 self.flush().await?;
             }
             Kind::Stolen => {
-                let from: &[u8; 4] = body
+                let from: &[u8; 4] = body[..]
                     .try_into()
                     .context("a Stolen that is not 4 bytes long")?;
                 self.reads.leave(u32::from_le_bytes(*from));
@@ -323,9 +325,8 @@ impl<'a> Transfer<'a> {
 
     /// Hands QEMU what there is for it.
     async fn flush(&mut self) -> anyhow::Result<()> {
-        let out = self.feed.for_qemu()?;
-        let written = self.qemu_out.write_all(out).await;
-        out.clear();
+        let out = std::mem::take(self.feed.for_qemu()?);
+        let written = write_pieces(&mut self.qemu_out, &out).await;
         written.context("the destination QEMU closed its stream; its own messages say why")
     }
 }

@@ -61,7 +61,7 @@ impl Transfer<'_> {
         read: std::io::Result<usize>,
     ) -> anyhow::Result<Option<SourceEvent>> {
         if read.context("reading QEMU's stream failed")? > 0 {
-            self.buffer.ripe = true;
+            self.buffer.ripen();
             return Ok(None);
         }
         self.stream_open = false;

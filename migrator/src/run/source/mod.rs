@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{anyhow, bail};
+use bytes::Bytes;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -27,6 +28,7 @@ use super::summary::Summary;
 use super::{Interrupts, TICK};
 use crate::core::dispatcher::Dispatcher;
 use crate::core::handover::{End, Source, SourceEvent};
+use crate::core::pieces::Pieces;
 use crate::core::ram::{RamPage, RamTable};
 use crate::core::stream::{Parser, return_path};
 use crate::core::wire::{self, Kind, Run};
@@ -53,12 +55,12 @@ pub struct Outcome {
 /// Why the loop woke up.
 enum Wake {
     Interrupt,
-    Lan(Option<anyhow::Result<(Kind, Vec<u8>)>>),
+    Lan(Option<anyhow::Result<(Kind, Bytes)>>),
     QemuEvent(Result<Event, broadcast::error::RecvError>),
     Stream(std::io::Result<usize>),
     /// The network would run dry.
     Idle,
-    Room(Result<mpsc::OwnedPermit<Vec<u8>>, mpsc::error::SendError<()>>),
+    Room(Result<mpsc::OwnedPermit<Pieces>, mpsc::error::SendError<()>>),
     Tick,
 }
 
@@ -111,7 +113,7 @@ pub struct Transfer<'a> {
     /// The next batch is stolen from the plan.
     steals_next: bool,
     events: broadcast::Receiver<Event>,
-    lan_in: mpsc::Receiver<anyhow::Result<(Kind, Vec<u8>)>>,
+    lan_in: mpsc::Receiver<anyhow::Result<(Kind, Bytes)>>,
     lan_out: LanOut,
     /// Frames that go before everything else.
     control: VecDeque<Vec<u8>>,
@@ -292,8 +294,7 @@ impl<'a> Transfer<'a> {
         let waits_to_steal = !has_work && self.is_transferring() && self.dispatcher.can_steal();
         let wants_stream = self.stream_open && !self.buffer.ripe && self.is_transferring();
         if wants_stream {
-            self.buffer.compact();
-            self.buffer.bytes.reserve(READ_BYTES);
+            self.buffer.make_room(READ_BYTES);
         }
         let mut limited = (&mut self.qemu_in).take(READ_BYTES as u64);
         tokio::select! {
@@ -302,7 +303,7 @@ impl<'a> Transfer<'a> {
             _ = self.tick.tick() => Wake::Tick,
             frame = self.lan_in.recv() => Wake::Lan(frame),
             event = self.events.recv() => Wake::QemuEvent(event),
-            read = limited.read_buf(&mut self.buffer.bytes), if wants_stream => Wake::Stream(read),
+            read = limited.read_buf(&mut self.buffer.reading), if wants_stream => Wake::Stream(read),
             permit = self.lan_out.queue.clone().reserve_owned(), if has_work => Wake::Room(permit),
             () = self.lan_out.idle(), if waits_to_steal => Wake::Idle,
         }

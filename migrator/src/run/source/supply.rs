@@ -2,9 +2,11 @@
 //! run dry. The core decides of each page.
 
 use anyhow::Context;
+use bytes::{Buf, Bytes, BytesMut};
 
 use super::Transfer;
 use crate::core::dispatcher::{Dispatcher, Telling};
+use crate::core::pieces::Pieces;
 use crate::core::ram::{PAGE_BYTES, RamPage};
 use crate::core::stream::Item;
 use crate::core::wire::{self, Kind, Record};
@@ -19,15 +21,25 @@ const PIECE_PAGES: usize = 16;
 /// Bytes of QEMU's stream that are not parsed yet.
 #[derive(Default)]
 pub(super) struct StreamBuffer {
-    pub(super) bytes: Vec<u8>,
-    start: usize,
+    /// What is read to.
+    pub(super) reading: BytesMut,
+    unparsed: Bytes,
     /// Whether the parser may find an item: false once it asked for more bytes.
     pub(super) ripe: bool,
 }
 
 impl StreamBuffer {
-    pub(super) fn compact(&mut self) {
-        self.bytes.drain(..std::mem::take(&mut self.start));
+    /// Makes room for `bytes` more, behind what the parser left.
+    pub(super) fn make_room(&mut self, bytes: usize) {
+        let left = std::mem::take(&mut self.unparsed);
+        self.reading.reserve(left.len() + bytes);
+        self.reading.extend_from_slice(&left);
+    }
+
+    /// Offers what was read to the parser.
+    pub(super) fn ripen(&mut self) {
+        self.unparsed = self.reading.split().freeze();
+        self.ripe = true;
     }
 }
 
@@ -41,9 +53,9 @@ impl Transfer<'_> {
 
     /// What the network carries next: what is urgent, what was asked for, what only it can carry; and what
     /// storage could carry as well, whenever the network would otherwise be idle.
-    pub(super) fn next_batch(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+    pub(super) fn next_batch(&mut self) -> anyhow::Result<Option<Pieces>> {
         if let Some(frame) = self.control.pop_front() {
-            return Ok(Some(frame));
+            return Ok(Some(frame.into()));
         }
         if !self.needs.is_empty() {
             return self.answer_needs();
@@ -61,24 +73,23 @@ impl Transfer<'_> {
     }
 
     /// Parses what was read of the stream into frames for the destination.
-    fn tell_stream(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
-        let mut batch = Batch::new();
+    fn tell_stream(&mut self) -> anyhow::Result<Option<Pieces>> {
+        let mut batch = Batch::default();
         while batch.len() < BATCH_BYTES && self.may_parse() {
-            let Some((taken, item)) = self.parser.next(&self.buffer.bytes[self.buffer.start..])?
-            else {
+            let unparsed = &self.buffer.unparsed;
+            let Some((taken, item)) = self.parser.next(unparsed)? else {
                 self.buffer.ripe = false;
                 break;
             };
-            self.buffer.start += taken;
             match item {
                 Item::Page(page, content) => match self.dispatcher.emit(page, content) {
-                    Telling::Content => batch.record(&Record::Content(page, content)),
-                    Telling::Claim(digest) => batch.record(&Record::Claim(page, digest)),
+                    Telling::Content => batch.record(&Record::Content(page, content), unparsed),
+                    Telling::Claim(digest) => batch.record(&Record::Claim(page, digest), unparsed),
                     Telling::Nothing => {}
                 },
                 Item::Zero(page) => {
                     self.dispatcher.emit_zero(page);
-                    batch.record(&Record::Zero(page, 1));
+                    batch.record(&Record::Zero(page, 1), unparsed);
                 }
                 Item::Raw(raw) | Item::Device(raw) => batch.raw(raw),
                 Item::RamStart {
@@ -93,56 +104,63 @@ impl Transfer<'_> {
                 Item::PartEnd => {}
                 Item::RamEnd => batch.frame(&wire::frame(Kind::RamEnd, &[])),
             }
+            self.buffer.unparsed.advance(taken);
         }
         Ok(batch.finish())
     }
 
-    fn answer_needs(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+    fn answer_needs(&mut self) -> anyhow::Result<Option<Pieces>> {
         let n = self.needs.len().min(PIECE_PAGES);
         let pages: Vec<RamPage> = self.needs.drain(..n).collect();
-        let mut batch = Batch::new();
-        self.with_guest_pages(&pages, |dispatcher, page, bytes| {
+        let mut batch = Batch::default();
+        self.with_guest_pages(&pages, |dispatcher, page, bytes, owner| {
             if let Some(record) = dispatcher.answer(page, bytes) {
-                batch.record(&record);
+                batch.record(&record, owner);
             }
         })?;
         Ok(batch.finish())
     }
 
-    fn steal(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+    fn steal(&mut self) -> anyhow::Result<Option<Pieces>> {
         let mut pages = Vec::with_capacity(PIECE_PAGES);
         let back = self.dispatcher.steal(PIECE_PAGES, &mut pages);
         if pages.is_empty() {
             return Ok(None);
         }
-        let mut batch = Batch::new();
+        let mut batch = Batch::default();
         batch.frame(&wire::frame(Kind::Stolen, &back.to_le_bytes()));
-        self.with_guest_pages(&pages, |dispatcher, page, bytes| {
+        self.with_guest_pages(&pages, |dispatcher, page, bytes, owner| {
             if let Some(record) = dispatcher.stolen(page, bytes) {
-                batch.record(&record);
+                batch.record(&record, owner);
             }
         })?;
         Ok(batch.finish())
     }
 
-    /// Reads `pages` from guest RAM and hands each to `each`; those that cannot be read are left to QEMU.
+    /// Reads `pages` from guest RAM and hands each to `each`, with the bytes that it is a part of; those that
+    /// cannot be read are left to QEMU.
     fn with_guest_pages(
         &mut self,
         pages: &[RamPage],
-        mut each: impl FnMut(&mut Dispatcher, RamPage, &[u8; PAGE_BYTES]),
+        mut each: impl FnMut(&mut Dispatcher, RamPage, &[u8; PAGE_BYTES], &Bytes),
     ) -> anyhow::Result<()> {
         let places: Vec<(usize, u64)> = pages.iter().map(|page| self.table.locate(*page)).collect();
         let mut bytes = vec![0; pages.len() * PAGE_BYTES];
         if self.memory.read_block_pages(&places, &mut bytes).is_ok() {
-            for (page, bytes) in pages.iter().zip(bytes.as_chunks().0) {
-                each(&mut self.dispatcher, *page, bytes);
+            let owner = Bytes::from(bytes);
+            for (page, bytes) in pages.iter().zip(owner.as_chunks().0) {
+                each(&mut self.dispatcher, *page, bytes, &owner);
             }
             return Ok(());
         }
         for (page, (block, offset)) in pages.iter().zip(places) {
-            let mut bytes = [0; PAGE_BYTES];
+            let mut bytes = vec![0; PAGE_BYTES];
             match self.memory.read_block(block, offset, &mut bytes) {
-                Ok(()) => each(&mut self.dispatcher, *page, &bytes),
+                Ok(()) => {
+                    let owner = Bytes::from(bytes);
+                    let bytes = owner.first_chunk().expect("a page");
+                    each(&mut self.dispatcher, *page, bytes, &owner);
+                }
                 Err(error) if self.dispatcher.unreadable(*page) => {
                     return Err(error)
                         .context("guest RAM that the destination needs cannot be read");
