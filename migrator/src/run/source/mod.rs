@@ -34,7 +34,6 @@ use crate::core::stream::{Parser, return_path};
 use crate::core::wire::{self, Kind, Run};
 use crate::qmp::{Event, Qmp};
 use crate::vm::LiveVm;
-use pacing::RESERVE_PAGES;
 use supply::StreamBuffer;
 
 /// Bytes of QEMU's stream read at a time. They count as sent for QEMU, as the socket's do.
@@ -160,7 +159,7 @@ impl<'a> Transfer<'a> {
             memory: vm.memory.clone(),
             dispatcher,
             parser: Parser::new(table.clone()),
-            reserve: RESERVE_PAGES.min(table.pages() / 4),
+            reserve: pacing::reserve(vm.memory.as_ref(), &table),
             table,
             buffer: StreamBuffer::default(),
             qemu_in,
