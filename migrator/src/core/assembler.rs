@@ -3,7 +3,7 @@
 //! Nothing but the latest emission settles a page. Provisional bytes (from storage, or sent ahead by the
 //! source) reach QEMU only if the page has no emission yet or their digest is the latest claim's.
 
-use super::digest::{Digest, DigestKey};
+use super::digest::{Digest, DigestKey, Digests};
 use super::plan::Bitmap;
 use super::ram::{PAGE_BYTES, RamPage};
 use super::wire::{Outcome, Record};
@@ -41,12 +41,12 @@ pub struct Counts {
     pub needed: u64,
 }
 
-/// The destination's page states: 17 bytes a page.
+/// The destination's page states: a byte a page, and 16 for each that has a digest.
 #[derive(Debug)]
 pub struct Assembler {
     key: DigestKey,
     state: Vec<State>,
-    digest: Vec<Digest>,
+    digests: Digests,
     /// Pages that storage has yet to answer for: planned or being read.
     pending: Bitmap,
     /// Pages that are [`State::Claimed`] or [`State::Stale`].
@@ -62,7 +62,7 @@ impl Assembler {
         Assembler {
             key,
             state: vec![State::Untouched; pages as usize],
-            digest: vec![Digest::default(); pages as usize],
+            digests: Digests::new(pages),
             pending: Bitmap::new(pages),
             unsettled: 0,
             stale: 0,
@@ -144,9 +144,7 @@ impl Assembler {
                     report: Some(Outcome::Have(digest)),
                 }
             }
-            State::Claimed if self.key.digest(bytes) == self.digest[page.index()] => {
-                self.meet(page)
-            }
+            State::Claimed if self.key.digest(bytes) == self.digests.get(page) => self.meet(page),
             State::Claimed => self.need(),
             State::Early | State::Stale | State::Settled => Verdict::default(),
         }
@@ -169,7 +167,7 @@ impl Assembler {
 
     fn claim(&mut self, page: RamPage, digest: Digest) -> Verdict {
         let at = page.index();
-        if self.state[at] == State::Early && self.digest[at] == digest {
+        if self.state[at] == State::Early && self.digests.get(page) == digest {
             self.state[at] = State::Claimed;
             self.unsettled += 1;
             let Verdict { report, .. } = self.meet(page);
@@ -200,9 +198,7 @@ impl Assembler {
                     report: None,
                 }
             }
-            State::Claimed if self.key.digest(bytes) == self.digest[page.index()] => {
-                self.meet(page)
-            }
+            State::Claimed if self.key.digest(bytes) == self.digests.get(page) => self.meet(page),
             State::Claimed | State::Stale | State::Settled => Verdict::default(),
         }
     }
@@ -238,7 +234,7 @@ impl Assembler {
 
     fn set(&mut self, page: RamPage, state: State, digest: Digest) {
         self.state[page.index()] = state;
-        self.digest[page.index()] = digest;
+        self.digests.set(page, digest);
     }
 }
 

@@ -5,6 +5,8 @@
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::ram::RamPage;
+
 /// The digest of one page: 16 bytes.
 #[derive(
     Debug,
@@ -21,6 +23,29 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 )]
 #[repr(C)]
 pub struct Digest(pub [u8; 16]);
+
+/// A digest for each page of a guest. Memory is taken as digests are set: a page that never has one costs nothing,
+/// and a terabyte's table is there at once.
+#[derive(Debug)]
+pub(super) struct Digests(Vec<[u8; 16]>);
+
+impl Digests {
+    /// Zero for every one of `pages` pages. An array of zeros comes from the allocator as it is, with nothing
+    /// written; a struct would be written page by page.
+    pub(super) fn new(pages: u32) -> Digests {
+        Digests(vec![[0; 16]; pages as usize])
+    }
+
+    /// The digest that was set last for `page`.
+    pub(super) fn get(&self, page: RamPage) -> Digest {
+        Digest(self.0[page.index()])
+    }
+
+    /// Sets the digest of `page`.
+    pub(super) fn set(&mut self, page: RamPage, digest: Digest) {
+        self.0[page.index()] = digest.0;
+    }
+}
 
 /// The key of one migration: 32 bytes that only the two hosts know.
 #[derive(Clone, Serialize, Deserialize)]

@@ -4,12 +4,12 @@
 //! A page of the plan is *open* until both hosts know who supplies its bytes. While one is open, the
 //! stream is not read to the end of its first pass (DESIGN: pacing), so that QEMU cannot stop the guest.
 
-use super::digest::{Digest, DigestKey};
+use super::digest::{Digest, DigestKey, Digests};
 use super::plan::{Bitmap, Plan};
 use super::ram::{PAGE_BYTES, RamPage};
 use super::wire::{Outcome, Record};
 
-/// What is known of a page. The digest beside it means what the variant says.
+/// What is known of a page. The digest beside it means what the variant says; beside `Plain` it means nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Only the LAN carries it.
@@ -52,13 +52,13 @@ pub struct Counts {
     pub unchanged: u64,
 }
 
-/// The source's page states: 17 bytes a page.
+/// The source's page states: a byte a page, and 16 for each that has a digest.
 #[derive(Debug)]
 pub struct Dispatcher {
     key: DigestKey,
     plan: Plan,
     state: Vec<State>,
-    digest: Vec<Digest>,
+    digests: Digests,
     seen: Bitmap,
     /// Pages of the first pass that were not emitted yet.
     unseen: u32,
@@ -82,7 +82,7 @@ impl Dispatcher {
         Dispatcher {
             key,
             state,
-            digest: vec![Digest::default(); pages as usize],
+            digests: Digests::new(pages),
             seen: Bitmap::new(pages),
             unseen: pages,
             open: plan.pages(),
@@ -118,7 +118,7 @@ impl Dispatcher {
     /// QEMU emitted `page` as all zero.
     pub fn emit_zero(&mut self, page: RamPage) {
         self.see(page);
-        self.set(page, State::Plain, Digest::default());
+        self.set_state(page, State::Plain);
         self.counts.zero += 1;
     }
 
@@ -131,7 +131,7 @@ impl Dispatcher {
             return Telling::Content;
         }
         let digest = self.key.digest(content);
-        let same = digest == self.digest[page.index()];
+        let same = digest == self.digests.get(page);
         match state {
             State::Planned => self.claim(page, State::Claimed, digest),
             // The destination has these bytes, so the claim is met as soon as it arrives.
@@ -141,7 +141,7 @@ impl Dispatcher {
                 Telling::Nothing
             }
             State::Plain | State::Early | State::Claimed | State::Met => {
-                self.set(page, State::Plain, digest);
+                self.set_state(page, State::Plain);
                 self.counts.content += 1;
                 Telling::Content
             }
@@ -154,9 +154,9 @@ impl Dispatcher {
         let state = self.state[page.index()];
         match (outcome, state) {
             (Outcome::Have(digest), State::Planned) => self.set(page, State::Early, digest),
-            (Outcome::Lost, State::Planned) => self.set(page, State::Plain, Digest::default()),
+            (Outcome::Lost, State::Planned) => self.set_state(page, State::Plain),
             (Outcome::Met, State::Claimed) => {
-                self.set(page, State::Met, self.digest[page.index()]);
+                self.set(page, State::Met, self.digests.get(page));
             }
             (Outcome::Need, State::Claimed | State::Met) => return true,
             // The page was emitted or stolen while the report was under way: that settled it.
@@ -178,7 +178,7 @@ impl Dispatcher {
     pub fn unreadable(&mut self, page: RamPage) -> bool {
         match self.state[page.index()] {
             State::Planned => {
-                self.set(page, State::Plain, Digest::default());
+                self.set_state(page, State::Plain);
                 false
             }
             State::Claimed | State::Met => true,
@@ -223,12 +223,12 @@ impl Dispatcher {
         if !matches!(self.state[page.index()], State::Claimed | State::Met) {
             return None;
         }
-        let claimed = self.digest[page.index()];
+        let claimed = self.digests.get(page);
         if self.key.digest(bytes) == claimed {
             self.set(page, State::Met, claimed);
             return Some(Record::Content(page, bytes));
         }
-        self.set(page, State::Plain, Digest::default());
+        self.set_state(page, State::Plain);
         Some(Record::Dirtied(page))
     }
 
@@ -245,11 +245,14 @@ impl Dispatcher {
     }
 
     fn set(&mut self, page: RamPage, state: State, digest: Digest) {
+        self.set_state(page, state);
+        self.digests.set(page, digest);
+    }
+
+    fn set_state(&mut self, page: RamPage, state: State) {
         let open = |state| u32::from(matches!(state, State::Planned | State::Claimed));
-        let was = self.state[page.index()];
+        let was = std::mem::replace(&mut self.state[page.index()], state);
         self.open = self.open - open(was) + open(state);
-        self.state[page.index()] = state;
-        self.digest[page.index()] = digest;
     }
 }
 
