@@ -17,7 +17,7 @@ use migrator::core::stream::{Item, Parser, RamWriter};
 use migrator::core::wire::{
     HEADER_BYTES, Kind, Outcome, PagesFrame, Record, Report, array_frame, parse_array, parse_pages,
 };
-use synthetic::{Guest, Page, Qemu, SECTION_ID};
+use synthetic::{Guest, Page, Qemu};
 
 /// Pages that a bench works on.
 const PAGES: u32 = 8192;
@@ -140,7 +140,7 @@ mod dispatcher {
     fn new(run_pages: Option<u32>) -> Dispatcher {
         let plan = run_pages.map(plan).unwrap_or_default();
         let mut dispatcher = Dispatcher::new(PAGES, plan, key(), true);
-        dispatcher.first_pass(PAGES);
+        dispatcher.start();
         dispatcher
     }
 
@@ -370,7 +370,7 @@ mod codec {
         let table = Guest::new(BYTES).table;
         let bencher = bencher.counter(bytes()).counter(pages());
         bencher.bench_local(|| {
-            let mut writer = RamWriter::new(table.clone(), SECTION_ID);
+            let mut writer = RamWriter::new(table.clone());
             for (page, bytes) in content.pages() {
                 writer.page(page, bytes, &content.0);
             }

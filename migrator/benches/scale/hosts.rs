@@ -13,8 +13,6 @@ use migrator::core::wire::{
     self, HEADER_BYTES, Kind, PagesFrame, Record, Report, WireRun, parse_array, parse_pages,
 };
 
-use crate::synthetic::SECTION_ID;
-
 /// As the source closes its batches.
 const FRAME_BYTES: usize = 128 << 10;
 /// As the destination reads storage.
@@ -50,7 +48,7 @@ impl Source {
                     Telling::Claim(digest) => frame.push(&Record::Claim(page, digest), &stream),
                     Telling::Nothing => {}
                 },
-                Item::RamStart { pages, .. } => self.dispatcher.first_pass(pages),
+                Item::Command(_) | Item::RamStart => drop(self.dispatcher.start()),
                 Item::Raw(_) | Item::PartEnd | Item::RamEnd | Item::Device(_) => {}
             }
             if frame.len() >= FRAME_BYTES {
@@ -131,7 +129,7 @@ impl Destination {
         }
         Destination {
             assembler,
-            writer: RamWriter::new(table.clone(), SECTION_ID),
+            writer: RamWriter::new(table.clone()),
             front: 0,
             back: plan.pages(),
             plan,

@@ -7,7 +7,7 @@ use migrator::core::ram::{PAGE_BYTES, RamBlock, RamPage, RamTable};
 pub(crate) type Page = [u8; PAGE_BYTES];
 
 /// The id of section "ram".
-pub(crate) const SECTION_ID: u32 = 2;
+const SECTION_ID: u32 = 2;
 /// A guest whose memory is a function of the page's number.
 pub(crate) struct Guest {
     pub(crate) table: RamTable,

@@ -60,14 +60,14 @@ pub struct Dispatcher {
     state: Vec<State>,
     digests: Digests,
     seen: Bitmap,
-    /// Pages of the first pass that were not emitted yet.
+    /// Pages that QEMU has not emitted yet.
     unseen: u32,
     /// Pages that are [`State::Planned`] or [`State::Claimed`].
     open: u32,
     /// Positions from here on are stolen.
     back: u32,
     may_steal: bool,
-    /// QEMU's first pass has begun: before that the destination has nowhere to put a page.
+    /// Section "ram" has begun: before that the destination has nowhere to put a page.
     started: bool,
     counts: Counts,
 }
@@ -94,10 +94,9 @@ impl Dispatcher {
         }
     }
 
-    /// QEMU's first pass begins; it has so many pages.
-    pub fn first_pass(&mut self, pages: u32) {
-        self.started = true;
-        self.unseen = pages;
+    /// The destination can be given pages from here on; whether that is news.
+    pub fn start(&mut self) -> bool {
+        !std::mem::replace(&mut self.started, true)
     }
 
     /// Pages of the first pass that QEMU has not emitted yet.
@@ -279,7 +278,7 @@ mod tests {
         };
         let plan = Plan::new(vec![run], 4, &[1 << 20]).unwrap();
         let mut dispatcher = Dispatcher::new(4, plan, DigestKey::from_bytes([7; 32]), true);
-        dispatcher.first_pass(4);
+        assert!(!dispatcher.can_steal() && dispatcher.start() && !dispatcher.start());
         dispatcher
     }
 

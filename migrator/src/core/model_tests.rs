@@ -105,7 +105,7 @@ impl World {
         let mut assembler = Assembler::new(PAGES, key.clone());
         (0..plan.pages()).for_each(|at| assembler.expect_from_storage(plan.at(at).0));
         let mut dispatcher = Dispatcher::new(PAGES, plan.clone(), key.clone(), setup.may_steal);
-        dispatcher.first_pass(PAGES);
+        dispatcher.start();
         World {
             dispatcher,
             key,

@@ -93,6 +93,11 @@ impl RamTable {
         self.pages
     }
 
+    /// Bytes of all blocks together.
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.pages) * PAGE_BYTES as u64
+    }
+
     /// The block of that name.
     pub fn block_of(&self, idstr: &[u8]) -> Option<usize> {
         self.blocks

@@ -43,17 +43,12 @@ pub const ITEM_BYTES_MAX: usize = 512 << 10;
 /// What the stream said next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Item<'a> {
-    /// Structure to be passed on as it is: header, configuration, commands.
+    /// Structure to be passed on as it is: header and configuration.
     Raw(&'a [u8]),
-    /// The start of section "ram", to be passed on as it is; the pages that its blocks hold.
-    RamStart {
-        /// The bytes.
-        raw: &'a [u8],
-        /// The section's number, which its parts must name.
-        section_id: u32,
-        /// Pages that the first pass will emit.
-        pages: u32,
-    },
+    /// A command, to be passed on as it is. The first one says that the configuration is whole.
+    Command(&'a [u8]),
+    /// The start of section "ram", with just the table's blocks. [`RamWriter`] writes its own.
+    RamStart,
     /// The page's content is all zero.
     Zero(RamPage),
     /// The page's content.
@@ -240,7 +235,7 @@ impl Parser {
             COMMAND => {
                 let (_command, n) = (c.u16()?, c.u16()?);
                 c.bytes(n.into())?;
-                Ok(Item::Raw(&c.buf[..c.at]))
+                Ok(Item::Command(&c.buf[..c.at]))
             }
             SECTION_START => self.section_start(c),
             kind @ (SECTION_PART | SECTION_END) => {
@@ -278,22 +273,18 @@ impl Parser {
                 "section \"ram\" begins with {head:#x}, not MEM_SIZE"
             ));
         }
-        let pages = self.mem_size(c, head & !FLAGS)?;
+        self.mem_size(c, head & !FLAGS)?;
         let eos = c.u64()?;
         if eos != RamFlags::EOS.bits() {
             return unknown(format!("RAM set-up record {eos:#x}"), SWITCH_OFF);
         }
         footer(c, section_id)?;
         self.section_id = Some(section_id);
-        Ok(Item::RamStart {
-            raw: &c.buf[..c.at],
-            section_id,
-            pages,
-        })
+        Ok(Item::RamStart)
     }
 
-    /// Reads MEM_SIZE's list of blocks, which must be ones of the table; returns their pages.
-    fn mem_size(&self, c: &mut Cursor<'_>, total_bytes: u64) -> Result<u32, Stop> {
+    /// Reads MEM_SIZE's list of blocks, which must be the table's: the destination QEMU was told of those.
+    fn mem_size(&self, c: &mut Cursor<'_>, total_bytes: u64) -> Result<(), Stop> {
         let mut left = total_bytes;
         let mut seen = vec![false; self.table.blocks().len()];
         while left > 0 {
@@ -314,7 +305,10 @@ impl Parser {
                 None => return inconsistent("MEM_SIZE's blocks are more than its total"),
             };
         }
-        Ok((total_bytes / PAGE_BYTES as u64) as u32)
+        if total_bytes != self.table.bytes() {
+            return inconsistent("it leaves out a RAM block that `info ramblock` has");
+        }
+        Ok(())
     }
 
     fn ram_record<'a>(&mut self, c: &mut Cursor<'a>, end: bool) -> Result<Item<'a>, Stop> {

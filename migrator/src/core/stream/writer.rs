@@ -1,31 +1,37 @@
-//! Section "ram" as the destination QEMU is told it. It writes what it is given and knows no digest.
+//! Section "ram" as the destination QEMU is told it, from its start to its end. It writes what it is given and knows
+//! no digest.
 
 use bytes::Bytes;
 
-use super::{FOOTER, RamFlags, SECTION_END, SECTION_PART};
+use super::{FOOTER, RAM_VERSION, RamFlags, SECTION_END, SECTION_PART, SECTION_START};
 use crate::core::pieces::Pieces;
 use crate::core::ram::{PAGE_BYTES, RamPage, RamTable};
+
+/// The section's number. It is this stream's alone: what the source QEMU calls its section does not matter, and QEMU
+/// looks for numbers only among sections with parts, of which a plain stream has one.
+const SECTION_ID: u32 = 2;
 
 /// Writes section "ram" for the destination QEMU: any pages, any order, a page more than once.
 #[derive(Debug)]
 pub struct RamWriter {
     table: RamTable,
-    section_id: u32,
     out: Pieces,
     block: Option<usize>,
     open: bool,
 }
 
 impl RamWriter {
-    /// A writer of parts of section `section_id`.
-    pub fn new(table: RamTable, section_id: u32) -> RamWriter {
-        RamWriter {
-            table,
-            section_id,
+    /// Starts the section: QEMU is told the blocks of `table`, which its own must be alike (migration/ram.c,
+    /// ram_save_setup).
+    pub fn new(table: RamTable) -> RamWriter {
+        let mut writer = RamWriter {
             out: Pieces::default(),
             block: None,
             open: false,
-        }
+            table,
+        };
+        writer.start();
+        writer
     }
 
     /// Writes a page's content, which is a part of `owner`.
@@ -66,16 +72,32 @@ impl RamWriter {
         into.append(std::mem::take(&mut self.out));
     }
 
+    fn start(&mut self) {
+        self.section(SECTION_START);
+        name(&mut self.out, "ram");
+        let instance = 0_u32;
+        self.out.copy(&instance.to_be_bytes());
+        self.out.copy(&RAM_VERSION.to_be_bytes());
+        let total = self.table.bytes() | RamFlags::MEM_SIZE.bits();
+        self.out.copy(&total.to_be_bytes());
+        // QEMU reads names until the lengths are the total: one without length could be left over.
+        for block in self.table.blocks().iter().filter(|block| block.bytes > 0) {
+            name(&mut self.out, &block.idstr);
+            self.out.copy(&block.bytes.to_be_bytes());
+        }
+        self.close();
+    }
+
     fn section(&mut self, kind: u8) {
         self.out.copy(&[kind]);
-        self.out.copy(&self.section_id.to_be_bytes());
+        self.out.copy(&SECTION_ID.to_be_bytes());
         self.block = None;
     }
 
     fn close(&mut self) {
         self.out.copy(&RamFlags::EOS.bits().to_be_bytes());
         self.out.copy(&[FOOTER]);
-        self.out.copy(&self.section_id.to_be_bytes());
+        self.out.copy(&SECTION_ID.to_be_bytes());
     }
 
     fn head(&mut self, page: RamPage, kind: RamFlags) {
@@ -89,10 +111,14 @@ impl RamWriter {
             return self.out.copy(&head.to_be_bytes());
         }
         self.out.copy(&(offset | kind.bits()).to_be_bytes());
-        let idstr = self.table.blocks()[block].idstr.as_bytes();
-        let length = u8::try_from(idstr.len()).expect("the table bounds names to 255 bytes");
-        self.out.copy(&[length]);
-        self.out.copy(idstr);
+        name(&mut self.out, &self.table.blocks()[block].idstr);
         self.block = Some(block);
     }
+}
+
+/// A name behind its length in one byte.
+fn name(out: &mut Pieces, name: &str) {
+    let length = u8::try_from(name.len()).expect("the table bounds names to 255 bytes");
+    out.copy(&[length]);
+    out.copy(name.as_bytes());
 }

@@ -93,7 +93,7 @@ pub enum Kind {
     PlanEnd = 3,
     /// S: bytes of QEMU's stream to be passed on as they are.
     Raw = 4,
-    /// S: the start of section "ram".
+    /// S: all that QEMU says before section "ram" has gone.
     RamStart = 5,
     /// S: page records, in the order of QEMU's emissions.
     Pages = 6,

@@ -78,10 +78,10 @@ impl Feed {
         self.assembler.counts()
     }
 
-    /// Section "ram" has started in the source's stream.
-    pub(super) fn start_ram(&mut self, section_id: u32) -> anyhow::Result<()> {
+    /// The source has said all that comes before section "ram".
+    pub(super) fn start_ram(&mut self) -> anyhow::Result<()> {
         ensure!(matches!(self.stage, Stage::BeforeRam), "RAM starts twice");
-        self.stage = Stage::Ram(RamWriter::new(self.table.clone(), section_id));
+        self.stage = Stage::Ram(RamWriter::new(self.table.clone()));
         Ok(())
     }
 

@@ -290,10 +290,8 @@ impl<'a> Transfer<'a> {
                 self.flush().await?;
             }
             Kind::RamStart => {
-                let id: &[u8; 4] = body[..]
-                    .try_into()
-                    .context("a RamStart that is not 4 bytes long")?;
-                self.feed.start_ram(u32::from_le_bytes(*id))?;
+                self.feed.start_ram()?;
+                self.flush().await?;
             }
             Kind::Pages => {
                 self.feed.pages(body)?;

@@ -18,6 +18,10 @@ const THIN_BYTES: usize = 8 << 10;
 /// Pages stolen or answered at a time: pieces small enough that both suppliers end together.
 const PIECE_PAGES: usize = 16;
 
+fn ram_start() -> Vec<u8> {
+    wire::frame(Kind::RamStart, &[])
+}
+
 /// Bytes of QEMU's stream that are not parsed yet.
 #[derive(Default)]
 pub(super) struct StreamBuffer {
@@ -92,14 +96,14 @@ impl Transfer<'_> {
                     batch.record(&Record::Zero(page, 1), unparsed);
                 }
                 Item::Raw(raw) | Item::Device(raw) => batch.raw(raw),
-                Item::RamStart {
-                    raw,
-                    section_id,
-                    pages,
-                } => {
-                    self.dispatcher.first_pass(pages);
+                // QEMU starts its section when it has made bitmaps of all RAM; ours starts as soon as it may, so that
+                // both networks are busy meanwhile.
+                Item::Command(raw) => {
                     batch.raw(raw);
-                    batch.frame(&wire::frame(Kind::RamStart, &section_id.to_le_bytes()));
+                    self.dispatcher.start().then(|| batch.frame(&ram_start()));
+                }
+                Item::RamStart => {
+                    self.dispatcher.start().then(|| batch.frame(&ram_start()));
                 }
                 Item::PartEnd => {}
                 Item::RamEnd => batch.frame(&wire::frame(Kind::RamEnd, &[])),
