@@ -49,7 +49,7 @@ fn all_pages() -> impl Iterator<Item = RamPage> {
 }
 
 fn key() -> DigestKey {
-    DigestKey::from_bytes([7; 32])
+    DigestKey::from([7; 32])
 }
 
 /// All pages in runs of `run_pages`, neighbours in RAM last on the disk.
@@ -176,7 +176,7 @@ mod dispatcher {
 
     #[divan::bench(sample_size = 1)]
     fn report(bencher: Bencher) {
-        let have = Outcome::Have(key().digest(&[1]));
+        let have = Outcome::Have(key().digest(&[1; PAGE_BYTES]));
         let bencher = bencher.counter(pages()).with_inputs(|| new(Some(16)));
         bencher.bench_local_refs(|dispatcher| {
             for page in all_pages() {
@@ -228,7 +228,7 @@ mod assembler {
 
     #[divan::bench(sample_size = 1)]
     fn claim(bencher: Bencher) {
-        let digest = key().digest(&[1]);
+        let digest = key().digest(&[1; PAGE_BYTES]);
         let bencher = bencher.counter(pages()).with_inputs(expecting);
         bencher.bench_local_refs(|assembler| {
             for page in all_pages() {
@@ -297,7 +297,7 @@ mod codec {
     }
 
     fn claims() -> Vec<(Record<'static>, Bytes)> {
-        let digest = key().digest(&[1]);
+        let digest = key().digest(&[1; PAGE_BYTES]);
         let record = |page| (Record::Claim(page, digest), Bytes::new());
         all_pages().map(record).collect()
     }
@@ -352,7 +352,7 @@ mod codec {
 
     #[divan::bench(sample_size = 1)]
     fn parse_reports(bencher: Bencher) {
-        let have = Outcome::Have(key().digest(&[1]));
+        let have = Outcome::Have(key().digest(&[1; PAGE_BYTES]));
         let reports: Vec<Report> = all_pages().map(|page| Report::new(page, have)).collect();
         let frame = array_frame(Kind::Reports, &reports);
         bencher.counter(pages()).bench_local(|| {

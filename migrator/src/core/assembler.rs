@@ -247,10 +247,10 @@ mod tests {
     const B: &[u8; PAGE_BYTES] = &[2; PAGE_BYTES];
 
     fn key() -> DigestKey {
-        DigestKey::from_bytes([7; 32])
+        DigestKey::from([7; 32])
     }
 
-    fn claim(bytes: &[u8]) -> Record<'static> {
+    fn claim(bytes: &[u8; PAGE_BYTES]) -> Record<'static> {
         Record::Claim(P, key().digest(bytes))
     }
 

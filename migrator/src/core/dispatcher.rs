@@ -264,8 +264,8 @@ mod tests {
     const A: &[u8; PAGE_BYTES] = &[1; PAGE_BYTES];
     const B: &[u8; PAGE_BYTES] = &[2; PAGE_BYTES];
 
-    fn digest(bytes: &[u8]) -> Digest {
-        DigestKey::from_bytes([7; 32]).digest(bytes)
+    fn digest(bytes: &[u8; PAGE_BYTES]) -> Digest {
+        DigestKey::from([7; 32]).digest(bytes)
     }
 
     /// Page 2 and page 3 of four are in the plan.
@@ -277,7 +277,7 @@ mod tests {
             offset: 0,
         };
         let plan = Plan::new(vec![run], 4, &[1 << 20]).unwrap();
-        let mut dispatcher = Dispatcher::new(4, plan, DigestKey::from_bytes([7; 32]), true);
+        let mut dispatcher = Dispatcher::new(4, plan, DigestKey::from([7; 32]), true);
         assert!(!dispatcher.can_steal() && dispatcher.start() && !dispatcher.start());
         dispatcher
     }

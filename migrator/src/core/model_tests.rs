@@ -85,7 +85,7 @@ struct World {
 
 impl World {
     fn new(setup: &Setup) -> World {
-        let key = DigestKey::from_bytes([3; 32]);
+        let key = DigestKey::from([3; 32]);
         let mut runs = vec![];
         let mut disk = vec![];
         let mut answers = vec![];
