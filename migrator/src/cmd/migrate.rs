@@ -1,5 +1,7 @@
 //! `pct-vmi migrate`: the source's side.
 
+mod prediction;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -11,6 +13,7 @@ use crate::disks::qemu_nbd::QemuNbdArgs;
 use crate::run::introspect::{self, Introspected};
 use crate::run::migrate::{Options, migrate};
 use crate::run::progress::Progress;
+use crate::run::rehearsal::source::rehearse;
 use crate::run::source::Outcome;
 use crate::run::{journal, note};
 use crate::vm;
@@ -31,6 +34,10 @@ pub struct MigrateArgs {
     /// comparison only: left out, both networks finish together by themselves.
     #[arg(long, value_name = "PART", value_parser = division)]
     division: Option<f64>,
+    /// Move nothing: measure both networks and the guest for some seconds, and say what a migration would take. The
+    /// destination's `pct-vmi receive` waits on.
+    #[arg(long)]
+    dry_run: bool,
     /// How long the guest may stand still, in milliseconds [default: QEMU's downtime-limit].
     #[arg(long, value_name = "MS")]
     downtime_limit: Option<u64>,
@@ -41,7 +48,7 @@ pub struct MigrateArgs {
     /// Where the journal is kept.
     #[arg(long, value_name = "DIR", default_value_os_t = journal::default_dir())]
     journal_dir: PathBuf,
-    /// JSON lines on standard output, the last of type "summary".
+    /// JSON lines on standard output, the last of type "summary" ("prediction" with --dry-run).
     #[arg(long)]
     json: bool,
 }
@@ -85,6 +92,12 @@ pub async fn run(args: MigrateArgs) -> anyhow::Result<u8> {
         journal_dir: args.journal_dir,
     };
     let scan_ms = seen.took.as_secs_f64() * 1e3;
+    if args.dry_run {
+        let rehearsed = rehearse(&vm, seen, &options, begun).await?;
+        prediction::print(&rehearsed, scan_ms, args.json);
+        rehearsed.predicted?;
+        return Ok(0);
+    }
     let outcome = migrate(&vm, seen, &options, begun, Progress::new(args.json)).await?;
     report(&outcome, scan_ms, args.json)?;
     Ok(match outcome.end {

@@ -7,6 +7,7 @@ pub mod dispatcher;
 pub mod handover;
 pub mod pieces;
 pub mod plan;
+pub mod prediction;
 pub mod ram;
 pub mod stream;
 pub mod wire;

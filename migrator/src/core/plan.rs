@@ -1,6 +1,8 @@
 //! The plan: which pages shared storage can supply, in disk order. Both hosts hold the same one. The
 //! destination reads it from the front, the source steals from the far end; a position counts pages.
 
+use std::ops::Range;
+
 use super::ram::{PAGE_BYTES, RamPage};
 
 /// Pages that are neighbours in guest RAM and on a disk alike.
@@ -131,16 +133,45 @@ impl Plan {
     /// The plan's first `pages` pages.
     pub fn truncated(&self, pages: u32) -> Plan {
         let mut short = Plan::default();
-        for run in &self.runs {
-            let n = run.pages.min(pages - short.pages);
-            if n == 0 {
-                break;
-            }
-            short.starts.push(short.pages);
-            short.pages += n;
-            short.runs.push(PlanRun { pages: n, ..*run });
-        }
+        short.append(self, 0..pages.min(self.pages));
         short
+    }
+
+    /// All pages in pieces of `piece` positions (at least one), in an order in which the pieces of any first part lie
+    /// evenly over the plan: 0, ½, ¼, ¾, ⅛ … of it. A sample of the plan, which is in disk order only within a piece.
+    pub fn spread(&self, piece: u32) -> Plan {
+        let mut spread = Plan::default();
+        let pieces = self.pages.div_ceil(piece);
+        let order = pieces.next_power_of_two();
+        for at in 0..order {
+            // The bits of the number, mirrored: van der Corput's sequence.
+            let mirrored = at.reverse_bits().checked_shr(order.leading_zeros() + 1);
+            let at = mirrored.unwrap_or(0);
+            if at < pieces {
+                let from = at * piece;
+                spread.append(self, from..from.saturating_add(piece).min(self.pages));
+            }
+        }
+        spread
+    }
+
+    /// Adds these positions of another plan.
+    fn append(&mut self, other: &Plan, positions: Range<u32>) {
+        let mut at = positions.start;
+        while at < positions.end {
+            let run_at = other.starts.partition_point(|start| *start <= at) - 1;
+            let (run, into) = (&other.runs[run_at], at - other.starts[run_at]);
+            let pages = (run.pages - into).min(positions.end - at);
+            self.starts.push(self.pages);
+            self.pages += pages;
+            self.runs.push(PlanRun {
+                page: RamPage(run.page.0 + into),
+                pages,
+                disk: run.disk,
+                offset: run.offset + u64::from(into) * PAGE_BYTES as u64,
+            });
+            at += pages;
+        }
     }
 
     /// Page, disk and byte offset at `position`, which must be below [`Plan::pages`].
@@ -299,6 +330,19 @@ mod tests {
             &[run(10, 2, 0, 0), run(5, 1, 0, 65536)]
         );
         assert_eq!(plan.truncated(0).pages(), 0);
+    }
+
+    #[test]
+    fn a_sample_lies_evenly_over_the_plan_and_is_all_of_it() {
+        let runs = vec![run(0, 7, 0, 0), run(20, 4, 0, 65536)];
+        let plan = Plan::new(runs, 100, &DISKS).unwrap();
+        let first_of =
+            |plan: &Plan| -> Vec<u32> { (0..plan.pages()).map(|at| plan.at(at).0.0).collect() };
+        let spread = plan.spread(2);
+        assert_eq!(first_of(&spread), [0, 1, 21, 22, 4, 5, 2, 3, 23, 6, 20]);
+        assert_eq!(spread.at(9), plan.at(6));
+        assert_eq!(first_of(&plan.spread(50)), first_of(&plan));
+        assert_eq!(Plan::default().spread(2).pages(), 0);
     }
 
     #[test]

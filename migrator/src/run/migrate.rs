@@ -50,24 +50,14 @@ pub async fn migrate(
     begun: Instant,
     progress: Progress,
 ) -> anyhow::Result<Outcome> {
-    let was_running = check_source(&vm.qmp).await?;
-    let table = RamTable::new(ram_blocks(&vm.layout))?;
-    let disk_bytes: Vec<u64> = seen.disks.iter().map(|disk| disk.bytes).collect();
-    let hello = Hello {
-        id: u128::from_le_bytes(random()?),
-        key: DigestKey::fresh()?,
-        ram: table.blocks().to_vec(),
-        disks: seen.disks,
-        qemu_version: vm.qmp.qemu_version(),
-        switchover_ack: qemu::knows_capability(&vm.qmp, "switchover-ack").await?,
-    };
-    let (lan_in, lan_out, welcome) = greet(&options.to, &hello).await?;
-    let mut runs = seen.runs;
-    runs.retain(|run| welcome.readable.get(run.disk as usize) == Some(&true));
-    let plan = plan(runs, table.pages(), &disk_bytes, options.division);
-    for frame in wire::plan_frames(plan.runs()) {
-        lan_out.send(frame).await?;
-    }
+    let Agreed {
+        hello,
+        welcome,
+        lan,
+        plan,
+        table,
+        was_running,
+    } = agree(vm, seen, options, false).await?;
     let journal = Journal::begin(&options.journal_dir, hello.id, Side::Source, &vm.name)?;
     let settings = Settings::apply(&vm.qmp, options, welcome.switchover_ack).await?;
     let started = start_stream(&vm.qmp).await;
@@ -89,7 +79,7 @@ pub async fn migrate(
     let may_steal = options.division.is_none();
     let outgoing = Outgoing {
         stream,
-        lan: (lan_in, lan_out),
+        lan,
         dispatcher: Dispatcher::new(table.pages(), plan, hello.key, may_steal),
         table,
         journal,
@@ -108,6 +98,52 @@ pub async fn migrate(
     outcome
 }
 
+/// Two sides that know each other. Both have the plan, and nothing is changed yet.
+pub(super) struct Agreed {
+    hello: Hello,
+    welcome: Welcome,
+    pub(super) lan: (LanIn, LanOut),
+    pub(super) plan: Plan,
+    pub(super) table: RamTable,
+    pub(super) was_running: bool,
+}
+
+/// Checks the guest, greets the destination and sends it the plan.
+pub(super) async fn agree(
+    vm: &LiveVm,
+    seen: Introspected,
+    options: &Options,
+    dry_run: bool,
+) -> anyhow::Result<Agreed> {
+    let was_running = check_source(&vm.qmp).await?;
+    let table = RamTable::new(ram_blocks(&vm.layout))?;
+    let disk_bytes: Vec<u64> = seen.disks.iter().map(|disk| disk.bytes).collect();
+    let hello = Hello {
+        id: u128::from_le_bytes(random()?),
+        key: DigestKey::fresh()?,
+        ram: table.blocks().to_vec(),
+        disks: seen.disks,
+        qemu_version: vm.qmp.qemu_version(),
+        switchover_ack: qemu::knows_capability(&vm.qmp, "switchover-ack").await?,
+        dry_run,
+    };
+    let (lan_in, lan_out, welcome) = greet(&options.to, &hello).await?;
+    let mut runs = seen.runs;
+    runs.retain(|run| welcome.readable.get(run.disk as usize) == Some(&true));
+    let plan = plan(runs, table.pages(), &disk_bytes, options.division);
+    for frame in wire::plan_frames(plan.runs()) {
+        lan_out.send(frame).await?;
+    }
+    Ok(Agreed {
+        hello,
+        welcome,
+        lan: (lan_in, lan_out),
+        plan,
+        table,
+        was_running,
+    })
+}
+
 /// The plan of these runs, or the part of it that storage shall serve alone.
 fn plan(runs: Vec<PlanRun>, pages: u32, disk_bytes: &[u64], division: Option<f64>) -> Plan {
     // A page map that cannot be is one more way for a hint to be wrong.
@@ -123,7 +159,7 @@ fn plan(runs: Vec<PlanRun>, pages: u32, disk_bytes: &[u64], division: Option<f64
     }
 }
 
-fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
+pub(super) fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| anyhow!("no random numbers: {error}"))?;
     Ok(bytes)
@@ -202,7 +238,7 @@ impl Settings {
     async fn apply(qmp: &Qmp, options: &Options, switchover_ack: bool) -> anyhow::Result<Settings> {
         let on = qemu::capabilities_on(qmp).await?;
         let parameters = qmp.execute("query-migrate-parameters", json!({})).await?;
-        let old_downtime_limit_ms = parameters["downtime-limit"].as_u64().unwrap_or(300);
+        let old_downtime_limit_ms = qemu::downtime_limit_ms(qmp).await?;
         let knows_ack = qemu::knows_capability(qmp, "switchover-ack").await?;
         let was_on = |name: &str| on.iter().any(|on| on == name);
         let settings = Settings {

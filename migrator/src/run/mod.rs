@@ -10,6 +10,7 @@ pub mod migrate;
 pub mod progress;
 pub mod qemu;
 pub mod receive;
+pub mod rehearsal;
 pub mod source;
 pub mod storage;
 pub mod summary;

@@ -1,5 +1,6 @@
 //! What both sides ask of their QEMU: checks before a migration, settings during it, its guest after it.
 
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,8 @@ use tokio::net::UnixStream;
 
 use crate::qmp::{Qmp, QmpError};
 
+/// How much longer than asked for calc-dirty-rate may take.
+const DIRTY_RATE_WAIT: Duration = Duration::from_secs(10);
 /// Bytes that the kernel holds between the source QEMU and us. QEMU takes them for sent, so they count against
 /// its downtime; the kernel doubles the value for its own bookkeeping.
 pub const SOURCE_SOCKET_BYTES: usize = 64 << 10;
@@ -145,6 +148,39 @@ pub async fn downtime_parameters(
 pub async fn socket_bytes_per_s(qmp: &Qmp) -> Result<f64, QmpError> {
     let migrate = qmp.execute("query-migrate", json!({})).await?;
     Ok(migrate["ram"]["mbps"].as_f64().unwrap_or_default() * 1e6 / 8.0)
+}
+
+/// How long the guest may stand still, unless the operator says otherwise.
+pub async fn downtime_limit_ms(qmp: &Qmp) -> Result<u64, QmpError> {
+    let parameters = qmp.execute("query-migrate-parameters", json!({})).await?;
+    Ok(parameters["downtime-limit"].as_u64().unwrap_or(300))
+}
+
+/// Pages that calc-dirty-rate hashes in all: of a guest of a GiB each stands for 16, of one of 64 GiB for 1,024.
+const DIRTY_RATE_SAMPLES: u64 = 16 << 10;
+/// What QEMU takes for each GiB (migration/dirtyrate.h).
+const DIRTY_RATE_SAMPLES_PER_GIB: RangeInclusive<u64> = 128..=16384;
+
+/// Bytes a second of distinct pages that the guest writes to within so many seconds (1 to 60), by QEMU's
+/// calc-dirty-rate. It hashes a sample of the pages before and after, which the guest does not notice; its other
+/// modes (dirty-ring, dirty-bitmap) would switch the logging of all writes on. It cuts what it finds down to whole
+/// MiB/s, so half of one more is what is to be expected.
+pub async fn dirty_rate(qmp: &Qmp, seconds: u64, ram_bytes: u64) -> anyhow::Result<f64> {
+    let per_gib = (DIRTY_RATE_SAMPLES << 30) / ram_bytes.max(1);
+    let (least, most) = DIRTY_RATE_SAMPLES_PER_GIB.into_inner();
+    let sample = json!({ "calc-time": seconds, "sample-pages": per_gib.clamp(least, most) });
+    qmp.execute("calc-dirty-rate", sample).await?;
+    let deadline = Instant::now() + Duration::from_secs(seconds) + DIRTY_RATE_WAIT;
+    while Instant::now() < deadline {
+        let answer = qmp.execute("query-dirty-rate", json!({})).await?;
+        if answer["status"] == "measured" {
+            let mib = answer["dirty-rate"].as_f64();
+            let mib = mib.context("QEMU tells no dirty-rate")? + 0.5;
+            return Ok(mib * f64::from(1 << 20));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bail!("QEMU did not measure the dirty rate in time")
 }
 
 /// The guest's run state, such as `running`, `paused`, `inmigrate`, `postmigrate`.

@@ -14,6 +14,7 @@ use super::destination::{Incoming, Outcome, Transfer};
 use super::journal::{Journal, Promise, Side};
 use super::lan::{self, LanIn, LanOut, abort_reason};
 use super::qemu;
+use super::rehearsal;
 use super::storage::{self, Disks, Storage};
 use crate::core::plan::{Plan, PlanRun};
 use crate::core::ram::RamTable;
@@ -23,6 +24,9 @@ use crate::qmp::Qmp;
 
 /// A peer that connects and says nothing does not hold up the listener for longer.
 const HELLO_WAIT: Duration = Duration::from_secs(5);
+
+/// A rehearsal takes seconds, also where the plan is long. One that hangs keeps others waiting no longer than this.
+const REHEARSAL_MAX: Duration = Duration::from_secs(60);
 
 /// What the operator asked for.
 #[derive(Debug)]
@@ -50,30 +54,29 @@ pub async fn receive(
 ) -> anyhow::Result<Outcome> {
     let qmp = Qmp::connect(&options.qmp).await?;
     check_destination(&qmp).await?;
-    let disks = Disks::open(&qmp, &options.disks, &options.qemu_nbd).await?;
+    let mut disks = Disks::open(&qmp, &options.disks, &options.qemu_nbd).await?;
     let listener = TcpListener::bind(&options.listen)
         .await
         .with_context(|| format!("cannot listen on {}", options.listen))?;
     ready(listener.local_addr()?);
-    let (mut lan_in, lan_out, hello) = accept(&listener).await?;
-    drop(listener);
-    let prepared = prepare(&qmp, &hello, disks, options).await;
-    let (table, storage, welcome) = match prepared {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            lan_out
-                .send(wire::frame(Kind::Abort, format!("{error:#}").as_bytes()))
-                .await?;
-            lan_out.finish().await;
-            return Err(
-                error.context("the migration was refused; QEMU waits on, receive can be run again")
-            );
+    let mut interrupts = Interrupts::new()?;
+    let (lan, hello) = loop {
+        let (lan, hello) = accept(&listener, &mut interrupts).await?;
+        if !hello.dry_run {
+            break (lan, hello);
         }
+        rehearse(&qmp, lan, &hello, disks, options, &mut interrupts).await?;
+        disks = Disks::open(&qmp, &options.disks, &options.qemu_nbd).await?;
     };
-    lan_out
-        .send(wire::message_frame(Kind::Welcome, &welcome))
-        .await?;
-    let plan = receive_plan(&mut lan_in, &table, &storage.disk_bytes(&hello.disks)).await?;
+    drop(listener);
+    let agreed = agree(&qmp, lan, &hello, disks, options).await;
+    let Agreed {
+        welcome,
+        lan,
+        plan,
+        table,
+        storage,
+    } = agreed.context("no migration came about; QEMU waits on, receive can be run again")?;
     let qmp_name = options.qmp.display().to_string();
     let journal = Journal::begin(&options.journal_dir, hello.id, Side::Destination, &qmp_name)?;
     let stream = match start_incoming(&qmp, welcome.switchover_ack).await {
@@ -83,7 +86,7 @@ pub async fn receive(
             return Err(error);
         }
     };
-    let (lan, key) = ((lan_in, lan_out), hello.key);
+    let key = hello.key;
     let incoming = Incoming {
         stream,
         lan,
@@ -95,6 +98,78 @@ pub async fn receive(
     };
     let transfer = Transfer::new(&qmp, incoming)?;
     transfer.run().await
+}
+
+/// Two sides that know each other. Both have the plan, and QEMU is untouched.
+struct Agreed {
+    welcome: Welcome,
+    lan: (LanIn, LanOut),
+    plan: Plan,
+    table: RamTable,
+    storage: Storage,
+}
+
+/// Answers the source's Hello, and takes its plan.
+async fn agree(
+    qmp: &Qmp,
+    (mut lan_in, lan_out): (LanIn, LanOut),
+    hello: &Hello,
+    disks: Disks,
+    options: &Options,
+) -> anyhow::Result<Agreed> {
+    let prepared = prepare(qmp, hello, disks, options).await;
+    let (table, storage, welcome) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            lan_out
+                .send(wire::frame(Kind::Abort, format!("{error:#}").as_bytes()))
+                .await?;
+            lan_out.finish().await;
+            return Err(error);
+        }
+    };
+    lan_out
+        .send(wire::message_frame(Kind::Welcome, &welcome))
+        .await?;
+    let plan = receive_plan(&mut lan_in, &table, &storage.disk_bytes(&hello.disks)).await?;
+    Ok(Agreed {
+        welcome,
+        lan: (lan_in, lan_out),
+        plan,
+        table,
+        storage,
+    })
+}
+
+/// Serves one rehearsal. However it ends, the next source is waited for.
+async fn rehearse(
+    qmp: &Qmp,
+    lan: (LanIn, LanOut),
+    hello: &Hello,
+    disks: Disks,
+    options: &Options,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<()> {
+    let serve = async {
+        let Agreed {
+            lan, plan, storage, ..
+        } = agree(qmp, lan, hello, disks, options).await?;
+        rehearsal::destination::serve(lan, &plan, storage).await
+    };
+    let served = tokio::select! {
+        served = tokio::time::timeout(REHEARSAL_MAX, serve) => served,
+        () = interrupts.next() => bail!("interrupted in a rehearsal; QEMU waits on"),
+    };
+    match served {
+        Ok(Ok(carried)) => super::note(&format!(
+            "a rehearsal: {} MiB came over the LAN and {} MiB from storage; waiting on",
+            carried.lan_bytes >> 20,
+            carried.san_bytes >> 20
+        )),
+        Ok(Err(error)) => super::note(&format!("a rehearsal failed, waiting on: {error:#}")),
+        Err(_) => super::note("a rehearsal took too long, waiting on"),
+    }
+    Ok(())
 }
 
 /// Refuses a QEMU that cannot receive.
@@ -113,8 +188,10 @@ async fn check_destination(qmp: &Qmp) -> anyhow::Result<()> {
 }
 
 /// Waits for a source. Whatever else connects is told off and forgotten.
-async fn accept(listener: &TcpListener) -> anyhow::Result<(LanIn, LanOut, Hello)> {
-    let mut interrupts = Interrupts::new()?;
+async fn accept(
+    listener: &TcpListener,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<((LanIn, LanOut), Hello)> {
     loop {
         let (stream, peer) = tokio::select! {
             accepted = listener.accept() => accepted.context("cannot accept a connection")?,
@@ -127,12 +204,13 @@ async fn accept(listener: &TcpListener) -> anyhow::Result<(LanIn, LanOut, Hello)
     }
 }
 
-async fn hello(stream: TcpStream) -> anyhow::Result<(LanIn, LanOut, Hello)> {
+async fn hello(stream: TcpStream) -> anyhow::Result<((LanIn, LanOut), Hello)> {
     let (mut lan_in, lan_out) = lan::open(stream).await?;
     let first = tokio::time::timeout(HELLO_WAIT, lan_in.receive()).await;
     match first.context("no Hello in time")?? {
         Some((Kind::Hello, body)) => {
-            Ok((lan_in, lan_out, wire::parse_message(Kind::Hello, &body)?))
+            let hello = wire::parse_message(Kind::Hello, &body)?;
+            Ok(((lan_in, lan_out), hello))
         }
         Some((kind, _)) => bail!("{kind:?} instead of Hello"),
         None => bail!("closed without a Hello"),

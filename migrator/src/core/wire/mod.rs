@@ -105,6 +105,8 @@ pub enum Kind {
     Run = 9,
     /// S or D: give up, with the reason.
     Abort = 10,
+    /// S: bytes to be thrown away, which tell how fast the LAN is.
+    Probe = 11,
     /// D: accepted.
     Welcome = 32,
     /// D: what became of pages.
@@ -117,10 +119,12 @@ pub enum Kind {
     Loaded = 36,
     /// D: the guest is up as it was asked for.
     Running = 37,
+    /// D: how fast storage is.
+    Sampled = 38,
 }
 
 impl Kind {
-    const ALL: [Kind; 16] = [
+    const ALL: [Kind; 18] = [
         Kind::Hello,
         Kind::Plan,
         Kind::PlanEnd,
@@ -131,12 +135,14 @@ impl Kind {
         Kind::Stolen,
         Kind::Run,
         Kind::Abort,
+        Kind::Probe,
         Kind::Welcome,
         Kind::Reports,
         Kind::Progress,
         Kind::ReturnPath,
         Kind::Loaded,
         Kind::Running,
+        Kind::Sampled,
     ];
 }
 
@@ -250,6 +256,8 @@ pub struct Hello {
     pub qemu_version: (u64, u64),
     /// Whether the source QEMU can wait for the switchover's acknowledgement.
     pub switchover_ack: bool,
+    /// A rehearsal: the networks are measured and nothing moves.
+    pub dry_run: bool,
 }
 
 /// The destination's answer.
@@ -277,6 +285,17 @@ pub struct Progress {
     pub san_bytes: u64,
     /// Time during which at least one read was outstanding, in microseconds.
     pub san_busy_us: u64,
+}
+
+/// What the destination read of the plan in a rehearsal, once storage had got going.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sampled {
+    /// Pages of the plan.
+    pub pages: u64,
+    /// Bytes read: those of the pages, and of the gaps that were read through.
+    pub bytes: u64,
+    /// Time during which at least one read was outstanding, in microseconds.
+    pub busy_us: u64,
 }
 
 /// A run of the plan on the wire.

@@ -93,6 +93,16 @@ fn plans_and_messages_come_back_as_they_were() {
     assert_eq!(parse_message::<Progress>(kind, bytes), Ok(progress));
     let longer = [bytes, &[0]].concat();
     assert!(parse_message::<Progress>(kind, &longer).is_err());
+
+    let sampled = Sampled {
+        pages: u64::MAX,
+        bytes: 0,
+        busy_us: 7,
+    };
+    let frame = message_frame(Kind::Sampled, &sampled);
+    let (kind, bytes) = body(&frame);
+    assert_eq!(parse_message::<Sampled>(kind, bytes), Ok(sampled));
+    assert!(parse_message::<Sampled>(kind, &bytes[..bytes.len() - 1]).is_err());
 }
 
 fn record() -> impl Strategy<Value = (u32, u8, u16)> {
@@ -134,6 +144,7 @@ proptest! {
         }
         let _ = parse_message::<Hello>(Kind::Hello, &bytes);
         let _ = parse_message::<Welcome>(Kind::Welcome, &bytes);
+        let _ = parse_message::<Sampled>(Kind::Sampled, &bytes);
         for report in parse_array::<Report>(Kind::Reports, &bytes).unwrap_or_default() {
             let _ = report.parse(100);
         }

@@ -3,7 +3,7 @@
 
 mod feed;
 mod handover;
-mod reads;
+pub(super) mod reads;
 
 use std::collections::VecDeque;
 

@@ -16,10 +16,10 @@ use crate::run::storage::Storage;
 /// carry a second time at the end, when the source steals what is being read.
 const READS_MAX: usize = 64;
 const READ_BYTES_MAX: u32 = 256 << 10;
-const READING_BYTES_MAX: u64 = 8 << 20;
+pub(in crate::run) const READING_BYTES_MAX: u64 = 8 << 20;
 
 /// What of the plan is read, is being read, and is left.
-pub(super) struct Reads {
+pub(in crate::run) struct Reads {
     plan: Plan,
     /// Positions before this one are read or being read.
     front: u32,
@@ -34,7 +34,7 @@ pub(super) struct Reads {
 }
 
 impl Reads {
-    pub(super) fn new(plan: Plan, storage: Storage) -> Reads {
+    pub(in crate::run) fn new(plan: Plan, storage: Storage) -> Reads {
         Reads {
             front: 0,
             back: plan.pages(),
@@ -49,7 +49,7 @@ impl Reads {
     }
 
     /// Keeps storage busy with the pages that are `wanted`.
-    pub(super) fn issue(&mut self, wanted: impl Fn(RamPage) -> bool) {
+    pub(in crate::run) fn issue(&mut self, wanted: impl Fn(RamPage) -> bool) {
         while self.reading.len() < READS_MAX && self.reading_bytes < READING_BYTES_MAX {
             let op = self
                 .plan
@@ -72,17 +72,17 @@ impl Reads {
     }
 
     /// The source carries the plan from this position on.
-    pub(super) fn leave(&mut self, back: u32) {
+    pub(in crate::run) fn leave(&mut self, back: u32) {
         self.back = self.back.min(back);
     }
 
     /// The next read that storage has answered; None when there is no storage.
-    pub(super) async fn completed(&mut self) -> Option<Completed> {
+    pub(in crate::run) async fn completed(&mut self) -> Option<Completed> {
         self.storage.completions.recv().await
     }
 
     /// What was asked, and the bytes; None where storage failed, which the operator is told once.
-    pub(super) fn finish(
+    pub(in crate::run) fn finish(
         &mut self,
         completed: Completed,
     ) -> anyhow::Result<(ReadOp, Option<Buffer>)> {
@@ -108,8 +108,13 @@ impl Reads {
         }
     }
 
+    /// Reads under way.
+    pub(in crate::run) fn reading(&self) -> usize {
+        self.reading.len()
+    }
+
     /// Bytes from storage so far, and how long it was busy.
-    pub(super) fn progress(&self) -> wire::Progress {
+    pub(in crate::run) fn progress(&self) -> wire::Progress {
         let mut progress = self.progress;
         let reading = self
             .busy_since

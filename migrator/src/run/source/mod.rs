@@ -4,7 +4,7 @@
 mod events;
 mod figures;
 mod handover;
-mod pacing;
+pub(super) mod pacing;
 mod supply;
 
 use std::collections::VecDeque;

@@ -1,8 +1,6 @@
 //! Holding QEMU back, so that it does not stop the guest before the plan is settled: the end of its first pass stays
 //! unread, and its switchover ack is kept. Afterwards QEMU learns how fast the network really is.
 
-use std::ops::Range;
-
 use anyhow::Context;
 use tokio::io::AsyncWriteExt;
 use vmi::LiveMemory;
@@ -23,7 +21,7 @@ const MARGIN: usize = 4;
 /// With so many pages unread it does not matter what is in them.
 const RESERVE_PAGES_MAX: u32 = SWALLOWED_BYTES.div_ceil(ZERO_PAGE_BYTES) as u32;
 /// Pages looked at in one go.
-const LOOK_PAGES: u32 = 256;
+pub(in crate::run) const LOOK_PAGES: u32 = 256;
 
 /// Guest pages that must stay unread while QEMU is held back: as many of the last ones as fill everything between its
 /// page loop and our parser. Fewer, and QEMU runs out of pages, stops the guest and waits for us with the
@@ -33,14 +31,18 @@ pub(super) fn reserve(memory: &dyn LiveMemory, table: &RamTable) -> u32 {
     let chunks = (0..pages_max.div_ceil(LOOK_PAGES)).map(|chunk| {
         let end = table.pages() - chunk * LOOK_PAGES;
         let start = end.saturating_sub(LOOK_PAGES);
-        are_zero(memory, table, start..end)
+        are_zero(memory, table, (start..end).map(RamPage))
     });
     last_pages(chunks.flat_map(|chunk| chunk.into_iter().rev()), pages_max)
 }
 
 /// Whether each page is all zero; what cannot be read counts as that.
-fn are_zero(memory: &dyn LiveMemory, table: &RamTable, pages: Range<u32>) -> Vec<bool> {
-    let places: Vec<(usize, u64)> = pages.map(|page| table.locate(RamPage(page))).collect();
+pub(in crate::run) fn are_zero(
+    memory: &dyn LiveMemory,
+    table: &RamTable,
+    pages: impl Iterator<Item = RamPage>,
+) -> Vec<bool> {
+    let places: Vec<(usize, u64)> = pages.map(|page| table.locate(page)).collect();
     let mut bytes = vec![0; places.len() * PAGE_BYTES];
     // ROMs that the guest does not see have no address: one by one they cost the others nothing.
     if memory.read_block_pages(&places, &mut bytes).is_err() {
