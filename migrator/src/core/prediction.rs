@@ -42,7 +42,7 @@ pub struct Measured {
 /// Bytes of distinct pages that a guest dirties in so many seconds, as points in order of time. They grow ever more
 /// slowly, since a page that is written to again is one page, so that one rate does not tell them.
 #[derive(Debug, Clone, Default)]
-pub struct Dirtied(pub Vec<(f64, f64)>);
+pub struct Dirtied(Vec<(f64, f64)>);
 
 /// What is expected.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -84,12 +84,25 @@ fn mib(bytes: f64) -> f64 {
 }
 
 impl Dirtied {
+    /// Adds what was dirtied in so many seconds, more than those of the points before. Each point was measured by
+    /// itself; but less time cannot have dirtied more.
+    pub fn push(&mut self, seconds: f64, bytes: f64) {
+        for (_, earlier) in &mut self.0 {
+            *earlier = earlier.min(bytes);
+        }
+        self.0.push((seconds, bytes));
+    }
+
+    /// Seconds, and the bytes dirtied in them.
+    pub fn points(&self) -> &[(f64, f64)] {
+        &self.0
+    }
+
     /// Bytes dirtied in `seconds`: straight lines from point to point, and on as the last one leads.
     pub fn within(&self, seconds: f64) -> f64 {
         let (mut from, mut slope) = ((0.0, 0.0), 0.0);
         for &(at, bytes) in &self.0 {
-            // Each point was measured by itself, so a later one may be less.
-            slope = f64::max((bytes - from.1) / (at - from.0), 0.0);
+            slope = (bytes - from.1) / (at - from.0);
             if seconds <= at {
                 break;
             }
@@ -205,9 +218,17 @@ mod tests {
     /// A guest that writes to `mib` more in each second.
     fn writing(mib: f64) -> Measured {
         Measured {
-            dirtied: Dirtied(vec![(1.0, mib * MIB)]),
+            dirtied: dirtied(&[(1.0, mib * MIB)]),
             ..measured()
         }
+    }
+
+    fn dirtied(points: &[(f64, f64)]) -> Dirtied {
+        let mut dirtied = Dirtied::default();
+        points
+            .iter()
+            .for_each(|(at, bytes)| dirtied.push(*at, *bytes));
+        dirtied
     }
 
     fn near(value: f64, expected: f64) {
@@ -300,10 +321,14 @@ mod tests {
 
     #[test]
     fn what_is_written_to_grows_ever_more_slowly() {
-        let dirtied = Dirtied(vec![(1.0, 10.0), (5.0, 14.0)]);
-        let at = [0.0, 0.5, 1.0, 3.0, 5.0, 7.0].map(|seconds| dirtied.within(seconds));
+        let slowly = dirtied(&[(1.0, 10.0), (5.0, 14.0)]);
+        let at = [0.0, 0.5, 1.0, 3.0, 5.0, 7.0].map(|seconds| slowly.within(seconds));
         assert_eq!(at, [0.0, 5.0, 10.0, 12.0, 14.0, 16.0]);
-        assert_eq!(Dirtied(vec![(1.0, 10.0), (5.0, 8.0)]).within(9.0), 8.0);
+        let less = dirtied(&[(1.0, 10.0), (5.0, 8.0)]);
+        assert_eq!(
+            [0.5, 1.0, 9.0].map(|seconds| less.within(seconds)),
+            [4.0, 8.0, 8.0]
+        );
         assert_eq!(Dirtied::default().within(9.0), 0.0);
     }
 }

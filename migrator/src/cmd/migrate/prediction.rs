@@ -32,7 +32,7 @@ fn to_json(rehearsed: &Rehearsed, scan_ms: f64) -> Value {
         "lan_bytes_per_s": measured.lan_rate,
         "san_bytes_per_s": measured.san_rate,
         "san_overread": measured.san_overread,
-        "dirtied": measured.dirtied.0.iter().map(|(seconds, bytes)| json!({
+        "dirtied": measured.dirtied.points().iter().map(|(seconds, bytes)| json!({
             "seconds": seconds, "bytes": bytes,
         })).collect::<Vec<Value>>(),
         "plan_pages": measured.plan_pages,
@@ -80,7 +80,7 @@ fn measured_rows(measured: &Measured) -> Vec<(&'static str, String)> {
             mib(measured.san_rate) + "/s",
         ),
     ];
-    let dirtied = measured.dirtied.0.iter();
+    let dirtied = measured.dirtied.points().iter();
     rows.extend(dirtied.map(|(seconds, bytes)| match *seconds as u64 {
         1 => ("dirtied by the guest in 1 s", mib(*bytes)),
         _ => ("dirtied by the guest in the first pass", mib(*bytes)),

@@ -1,8 +1,8 @@
 //! A rehearsal: both sides greet, the source sends the plan, and both networks are measured at the same time, as a
 //! migration would use them. Neither QEMU's migration is touched, and no journal is begun.
 
-mod content;
 pub mod destination;
+mod look;
 pub mod source;
 
 use std::time::Duration;

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use tokio::sync::mpsc;
 
-use super::{BYTES_MAX, MEASURED, WARM_UP, content};
+use super::look::Look;
+use super::{BYTES_MAX, MEASURED, WARM_UP};
+use crate::core::digest::DigestKey;
 use crate::core::pieces::Pieces;
 use crate::core::prediction::{Dirtied, Endless, Measured, Prediction};
 use crate::core::ram::PAGE_BYTES;
@@ -22,8 +24,10 @@ use crate::vm::LiveVm;
 const PROBE_BYTES: usize = 64 << 10;
 /// How long the destination may take for its sample.
 const ANSWER_WAIT: Duration = Duration::from_secs(20);
-/// QEMU measures whole seconds. What the guest dirties is measured for as long as the first pass takes, but nobody
-/// waits longer than this for a prediction.
+/// The least for which QEMU measures the dirty rate. It says whole MiB/s, which for a longer time is too coarse.
+const SECOND: f64 = 1.0;
+/// What the guest dirties is looked at for as long as the first pass takes, but nobody waits longer than this for a
+/// prediction.
 const DIRTIED_SECONDS_MAX: f64 = 10.0;
 
 /// What was measured and what it lets expect.
@@ -51,34 +55,42 @@ pub async fn rehearse(
         Some(ms) => ms,
         None => qemu::downtime_limit_ms(&vm.qmp).await?,
     };
-    let dirtying = agreed.was_running.then_some(vm);
-    let (networks, first) = tokio::join!(networks(agreed.lan), dirtied(dirtying, 1.0));
-    let (lan, sampled) = networks?;
-    let planned_bytes = sampled.pages as f64 * PAGE_BYTES as f64;
+    let running = agreed.was_running.then_some(vm);
+    let (networks, dirty_rate) = tokio::join!(networks(agreed.lan), dirty_rate(running));
+    let (lan, san) = networks?;
+    let look = Look::new(vm.memory.as_ref(), &table, DigestKey::fresh()?);
+    let looked = Instant::now();
+    let san_bytes = san.pages as f64 * PAGE_BYTES as f64;
     let mut measured = Measured {
         set_up_s,
         lan_rate: lan.rate(),
         san_rate: Use {
-            bytes: planned_bytes,
-            seconds: sampled.busy_us as f64 / 1e6,
+            bytes: san_bytes,
+            seconds: san.busy_us as f64 / 1e6,
         }
         .rate(),
-        san_overread: match sampled.pages {
+        san_overread: match san.pages {
             0 => 1.0,
-            _ => sampled.bytes as f64 / planned_bytes,
+            _ => san.bytes as f64 / san_bytes,
         },
         plan_pages: plan.pages(),
         plan_runs: plan.runs().len(),
-        content_pages: content::content_pages(vm.memory.as_ref(), &table, &plan),
-        dirtied: Dirtied(Vec::from_iter(first)),
+        content_pages: look.content_pages(&plan),
+        dirtied: Dirtied::default(),
         downtime_limit_s: limit_ms as f64 / 1e3,
         may_steal: options.division.is_none(),
     };
-    let first_pass_s = measured.first_pass_s().unwrap_or_default().round();
-    if first.is_some() && first_pass_s > 1.0 {
+    if let Some(rate) = dirty_rate {
+        measured.dirtied.push(SECOND, rate * SECOND);
+    }
+    let first_pass_s = measured.first_pass_s().unwrap_or_default();
+    if running.is_some() && first_pass_s > SECOND {
         let seconds = first_pass_s.min(DIRTIED_SECONDS_MAX);
-        note(&format!("measuring for {seconds} s what the guest dirties"));
-        measured.dirtied.0.extend(dirtied(dirtying, seconds).await);
+        let what = format!("measuring for {seconds:.0} s what the guest dirties");
+        note(&what);
+        tokio::time::sleep_until((looked + Duration::from_secs_f64(seconds)).into()).await;
+        let seconds = looked.elapsed().as_secs_f64();
+        measured.dirtied.push(seconds, look.dirtied_bytes());
     }
     Ok(Rehearsed {
         ram_pages: table.pages(),
@@ -87,19 +99,13 @@ pub async fn rehearse(
     })
 }
 
-/// Bytes of distinct pages that a running guest dirties in so many seconds; none where QEMU does not tell.
-async fn dirtied(running: Option<&LiveVm>, seconds: f64) -> Option<(f64, f64)> {
+/// Bytes of distinct pages that a guest that runs dirties in a second, as QEMU tells; none where it does not.
+async fn dirty_rate(running: Option<&LiveVm>) -> Option<f64> {
     let vm = running?;
     let ram_bytes = vm.layout.blocks.iter().map(|block| block.used_bytes).sum();
-    match qemu::dirty_rate(&vm.qmp, seconds as u64, ram_bytes).await {
-        Ok(rate) => Some((seconds, rate * seconds)),
-        Err(error) => {
-            note(&format!(
-                "what the guest dirties is not in the prediction: {error:#}"
-            ));
-            None
-        }
-    }
+    let rate = qemu::dirty_rate(&vm.qmp, SECOND as u64, ram_bytes).await;
+    let note_error = |error: &_| note(&format!("QEMU does not tell the dirty rate: {error:#}"));
+    rate.inspect_err(note_error).ok()
 }
 
 /// What the LAN carried, and what storage gave meanwhile.

@@ -31,17 +31,20 @@ pub(super) fn reserve(memory: &dyn LiveMemory, table: &RamTable) -> u32 {
     let chunks = (0..pages_max.div_ceil(LOOK_PAGES)).map(|chunk| {
         let end = table.pages() - chunk * LOOK_PAGES;
         let start = end.saturating_sub(LOOK_PAGES);
-        are_zero(memory, table, (start..end).map(RamPage))
+        let bytes = read(memory, table, (start..end).map(RamPage));
+        let pages = bytes.chunks_exact(PAGE_BYTES).rev();
+        let are_zero = pages.map(|page| page.iter().all(|byte| *byte == 0));
+        are_zero.collect::<Vec<bool>>()
     });
-    last_pages(chunks.flat_map(|chunk| chunk.into_iter().rev()), pages_max)
+    last_pages(chunks.flatten(), pages_max)
 }
 
-/// Whether each page is all zero; what cannot be read counts as that.
-pub(in crate::run) fn are_zero(
+/// The pages' bytes; what cannot be read counts as zero.
+pub(in crate::run) fn read(
     memory: &dyn LiveMemory,
     table: &RamTable,
     pages: impl Iterator<Item = RamPage>,
-) -> Vec<bool> {
+) -> Vec<u8> {
     let places: Vec<(usize, u64)> = pages.map(|page| table.locate(page)).collect();
     let mut bytes = vec![0; places.len() * PAGE_BYTES];
     // ROMs that the guest does not see have no address: one by one they cost the others nothing.
@@ -52,10 +55,7 @@ pub(in crate::run) fn are_zero(
             }
         }
     }
-    let pages = bytes.chunks_exact(PAGE_BYTES);
-    pages
-        .map(|page| page.iter().all(|byte| *byte == 0))
-        .collect()
+    bytes
 }
 
 /// How many of the pages, told from the last on whether they are zero, it takes; at most `pages_max`.
