@@ -103,3 +103,50 @@ fn ms(ms: f64) -> String {
 fn mib(bytes: f64) -> String {
     format!("{:.1} MiB", bytes / f64::from(1 << 20))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rehearsed(lan_rate: f64) -> Rehearsed {
+        let mut measured = Measured {
+            set_up_s: 0.25,
+            lan_rate,
+            san_overread: 1.0,
+            content_pages: 256,
+            downtime_limit_s: 0.3,
+            may_steal: true,
+            ..Measured::default()
+        };
+        measured.dirtied.push(1.0, 524_288.0);
+        Rehearsed {
+            ram_pages: 1000,
+            predicted: measured.predict(),
+            measured,
+        }
+    }
+
+    #[test]
+    fn people_get_a_table_and_machines_a_line() {
+        let rehearsed = rehearsed(f64::from(1 << 20));
+        let text = to_text(&rehearsed);
+        assert!(text.contains("bytes over the LAN"), "{text}");
+        assert!(text.contains("dirtied by the guest in 1 s"), "{text}");
+        let width = |line: &str| line.chars().count();
+        let widths: Vec<usize> = text.lines().map(width).collect();
+        assert!(widths.iter().all(|width| *width == widths[0]), "{text}");
+        let line = to_json(&rehearsed, 99.0);
+        assert_eq!(line["lan_bytes"], rehearsed.predicted.unwrap().lan_bytes);
+        assert_eq!(line["dirtied"][0]["bytes"], 524_288.0);
+        assert_eq!(line["error"], Value::Null);
+    }
+
+    #[test]
+    fn what_does_not_end_has_a_reason_and_no_figure() {
+        let endless = rehearsed(0.0);
+        assert!(!to_text(&endless).contains("total time"));
+        let line = to_json(&endless, 99.0);
+        assert_eq!(line["total_ms"], Value::Null);
+        assert!(line["error"].as_str().unwrap().contains("the LAN"));
+    }
+}
