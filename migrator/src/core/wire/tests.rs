@@ -2,6 +2,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::digest::Digest;
 use crate::core::ram::PAGE_BYTES;
 
 fn body(frame: &[u8]) -> (Kind, &[u8]) {
