@@ -2,11 +2,11 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -15,13 +15,17 @@ use tokio::sync::{Notify, mpsc};
 use super::summary::Use;
 use super::{tcp_info, write_pieces};
 use crate::core::pieces::Pieces;
-use crate::core::wire::{self, HEADER_BYTES, Kind, PREFACE_BYTES};
+use crate::core::wire::{self, HEADER_BYTES, Kind, PREFACE_BYTES, WireError};
 
 /// Frames that wait for the network. What waits here waits before anything more urgent, and QEMU takes
 /// it for sent: four frames of 128 KiB are 42 ms at 100 Mbit/s. Fewer would let the network run dry between two wake-ups.
 const FRAMES_QUEUED: usize = 4;
 /// Bytes that the kernel keeps unsent, for the same reason: sent and unacknowledged ones do not count.
 const UNSENT_BYTES: u32 = 128 << 10;
+/// Bytes read at a time, where there are so many: some frames.
+const READ_BYTES: usize = 512 << 10;
+/// How often the kernel is asked what of the network was in use.
+const USE_ASKED: Duration = Duration::from_millis(10);
 /// Unacknowledged data, or silence in the face of probes, for so long means that the peer is lost. Shorter would
 /// give up on a switch that reboots its spanning tree, longer would keep the operator in the dark.
 const PEER_LOST: Duration = Duration::from_secs(20);
@@ -43,16 +47,16 @@ struct Stats {
     /// As the kernel counts them when a write ends.
     acked: AtomicU64,
     busy_us: AtomicU64,
-    is_writing: AtomicBool,
-    /// Woken when a write is over and nothing waits behind it.
-    idle: Notify,
+    /// Woken when the last frame that waited is being written.
+    hungry: Notify,
 }
 
 /// The receiving end.
 #[derive(Debug)]
 pub struct LanIn {
     read: OwnedReadHalf,
-    body: Vec<u8>,
+    /// What was read and is not a whole frame yet. Bodies are parts of it.
+    buffer: BytesMut,
 }
 
 /// Sets the connection up and exchanges prefaces; fails when the peer is something else.
@@ -80,7 +84,7 @@ pub async fn open(stream: TcpStream) -> anyhow::Result<(LanIn, LanOut)> {
     Ok((
         LanIn {
             read,
-            body: Vec::new(),
+            buffer: BytesMut::new(),
         },
         LanOut {
             queue,
@@ -91,31 +95,37 @@ pub async fn open(stream: TcpStream) -> anyhow::Result<(LanIn, LanOut)> {
 }
 
 impl LanIn {
-    /// The next frame's kind, its body in `self.body`; none when the peer closed the connection.
-    async fn next(&mut self) -> anyhow::Result<Option<Kind>> {
-        let mut header = [0; HEADER_BYTES];
-        if let Err(error) = self.read.read_exact(&mut header).await {
-            return match error.kind() {
-                std::io::ErrorKind::UnexpectedEof => Ok(None),
-                _ => Err(error).context("the connection to the peer failed"),
-            };
-        }
-        let (kind, len) = wire::parse_header(&header)?;
-        self.body.clear();
-        self.body.reserve_exact(len);
-        let mut rest = (&mut self.read).take(len as u64);
-        while self.body.len() < len {
-            if rest.read_buf(&mut self.body).await? == 0 {
-                bail!("the peer ended inside a frame");
+    /// The next frame; none when the peer closed the connection.
+    pub async fn receive(&mut self) -> anyhow::Result<Option<(Kind, Bytes)>> {
+        loop {
+            if let Some(frame) = self.buffered()? {
+                return Ok(Some(frame));
+            }
+            let read = self.read.read_buf(&mut self.buffer).await;
+            match read.context("the connection to the peer failed")? {
+                0 if self.buffer.is_empty() => return Ok(None),
+                0 => bail!("the peer ended inside a frame"),
+                _ => {}
             }
         }
-        Ok(Some(kind))
     }
 
-    /// The next frame; none when the peer closed the connection. Not safe to drop half-way.
-    pub async fn receive(&mut self) -> anyhow::Result<Option<(Kind, Bytes)>> {
-        let kind = self.next().await?;
-        Ok(kind.map(|kind| (kind, std::mem::take(&mut self.body).into())))
+    /// The frame that was read whole; where there is none, makes room for the rest of it.
+    fn buffered(&mut self) -> Result<Option<(Kind, Bytes)>, WireError> {
+        let mut whole = HEADER_BYTES;
+        if let Some(header) = self.buffer.first_chunk() {
+            let (kind, len) = wire::parse_header(header)?;
+            whole += len;
+            if self.buffer.len() >= whole {
+                let frame = self.buffer.split_to(whole).freeze();
+                return Ok(Some((kind, frame.slice(HEADER_BYTES..))));
+            }
+        }
+        if self.buffer.capacity() < whole {
+            self.buffer
+                .reserve(whole.max(READ_BYTES) - self.buffer.len());
+        }
+        Ok(None)
     }
 
     /// Reads frames in a task of their own, so that a `select!` can wait for them. The channel ends with
@@ -138,15 +148,15 @@ impl LanIn {
 }
 
 impl LanOut {
-    /// Whether nothing waits for the network: it will run dry if nothing comes.
-    pub fn is_idle(&self) -> bool {
-        self.queue.capacity() == FRAMES_QUEUED && !self.stats.is_writing.load(Ordering::Relaxed)
+    /// Whether nothing waits behind what is being written: the network will run dry if nothing comes.
+    pub fn is_hungry(&self) -> bool {
+        self.queue.capacity() == FRAMES_QUEUED
     }
 
-    /// Waits until the network is idle. Only for one waiter at a time.
-    pub async fn idle(&self) {
-        while !self.is_idle() {
-            self.stats.idle.notified().await;
+    /// Waits until it is. Only for one waiter at a time.
+    pub async fn hungry(&self) {
+        while !self.is_hungry() {
+            self.stats.hungry.notified().await;
         }
     }
 
@@ -185,18 +195,20 @@ async fn write_frames(
     mut frames: mpsc::Receiver<Pieces>,
     stats: Arc<Stats>,
 ) {
+    let mut asked = Instant::now();
     while let Some(batch) = frames.recv().await {
-        stats.is_writing.store(true, Ordering::Relaxed);
+        if frames.is_empty() {
+            stats.hungry.notify_one();
+        }
         if write_pieces(&mut write, &batch).await.is_err() {
             return;
         }
         stats.bytes.fetch_add(batch.len() as u64, Ordering::Relaxed);
-        let sent = tcp_info::sent(write.as_ref().as_fd());
-        stats.acked.store(sent.bytes, Ordering::Relaxed);
-        stats.busy_us.store(sent.busy_us, Ordering::Relaxed);
-        stats.is_writing.store(false, Ordering::Relaxed);
-        if frames.is_empty() {
-            stats.idle.notify_one();
+        if asked.elapsed() > USE_ASKED {
+            asked = Instant::now();
+            let sent = tcp_info::sent(write.as_ref().as_fd());
+            stats.acked.store(sent.bytes, Ordering::Relaxed);
+            stats.busy_us.store(sent.busy_us, Ordering::Relaxed);
         }
     }
     let _ = write.shutdown().await;

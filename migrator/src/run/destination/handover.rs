@@ -42,7 +42,10 @@ impl Transfer<'_> {
         while let Some(event) = events.pop_front() {
             for action in self.handover.on(event) {
                 match action {
-                    DestinationAction::SendLoaded => self.tell(Kind::Loaded, b""),
+                    DestinationAction::SendLoaded => {
+                        self.tell_progress();
+                        self.tell(Kind::Loaded, b"");
+                    }
                     DestinationAction::WriteRun => {
                         let written = self.journal.write(Promise::Run);
                         events.push_back(self.or_failed(written, DestinationEvent::RunWritten));

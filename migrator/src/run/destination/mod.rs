@@ -6,6 +6,7 @@ mod handover;
 pub(super) mod reads;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, mpsc};
+use tokio::time::Instant;
 
 use super::journal::{Journal, Promise};
 use super::lan::{LanIn, LanOut, abort_reason};
@@ -32,6 +34,8 @@ use reads::Reads;
 
 /// Reports in a frame; when so many wait, they go before anything else.
 const REPORTS_MAX: usize = 4096;
+/// So long reports wait for others: a frame for each read of storage would cost both sides more than the pages.
+const REPORTS_GATHERED: Duration = Duration::from_millis(2);
 /// Return path messages are small.
 const RETURN_PATH_BYTES: usize = 16 << 10;
 
@@ -108,6 +112,8 @@ pub struct Transfer<'a> {
     reads: Reads,
     /// Frames that go before reports.
     control: VecDeque<Vec<u8>>,
+    /// When reports were last sent.
+    reported: Instant,
     handover: Destination,
     run: Option<Run>,
     journal: Journal,
@@ -141,6 +147,7 @@ impl<'a> Transfer<'a> {
             feed: Feed::new(table, &plan, key),
             reads: Reads::new(plan, storage),
             control: VecDeque::new(),
+            reported: Instant::now(),
             handover: Destination::Receiving,
             run: None,
             journal,
@@ -234,31 +241,38 @@ impl<'a> Transfer<'a> {
                     .await;
             }
             Wake::QemuEvent(_) => {}
-            Wake::Tick if self.feed.has_all_pages() && self.handover == Destination::Receiving => {
-                let status = qemu::migration_status(self.qmp).await?;
-                return self.on_migration(&status).await;
+            Wake::Tick => {
+                self.tell_progress();
+                // QEMU's event may have been lost.
+                if self.feed.has_all_pages() && self.handover == Destination::Receiving {
+                    let status = qemu::migration_status(self.qmp).await?;
+                    return self.on_migration(&status).await;
+                }
             }
-            Wake::Tick => {}
         }
         Ok(None)
     }
 
     async fn wake(&mut self) -> Wake {
         let urgent = !self.control.is_empty() || self.feed.reports.len() >= REPORTS_MAX;
+        let queue = &self.lan_out.queue;
+        let due = tokio::time::sleep_until(self.reported + REPORTS_GATHERED);
+        let reports_are_due = async {
+            due.await;
+            queue.clone().reserve_owned().await
+        };
         let mut bytes = vec![0; RETURN_PATH_BYTES];
         tokio::select! {
             biased;
             () = self.interrupts.next() => Wake::Interrupt,
-            permit = self.lan_out.queue.clone().reserve_owned(), if urgent => Wake::Room(permit),
+            permit = queue.clone().reserve_owned(), if urgent => Wake::Room(permit),
             _ = self.tick.tick() => Wake::Tick,
             event = self.events.recv() => Wake::QemuEvent(event),
             read = self.qemu_in.read(&mut bytes), if self.return_path_open => {
                 Wake::ReturnPath(read, bytes)
             }
             wake = page_traffic(&mut self.reads, &mut self.lan_in) => wake,
-            permit = self.lan_out.queue.clone().reserve_owned(), if !self.feed.reports.is_empty() => {
-                Wake::Room(permit)
-            }
+            permit = reports_are_due, if !self.feed.reports.is_empty() => Wake::Room(permit),
         }
     }
 
@@ -272,11 +286,16 @@ impl<'a> Transfer<'a> {
             return frame;
         }
         let n = self.feed.reports.len().min(REPORTS_MAX);
-        let mut frames = wire::array_frame(Kind::Reports, &self.feed.reports[..n]);
+        let frame = wire::array_frame(Kind::Reports, &self.feed.reports[..n]);
         self.feed.reports.drain(..n);
-        let progress = self.reads.progress();
-        frames.append(&mut wire::message_frame(Kind::Progress, &progress));
-        frames
+        self.reported = Instant::now();
+        frame
+    }
+
+    /// Tells the source what was read from storage.
+    fn tell_progress(&mut self) {
+        let progress = wire::message_frame(Kind::Progress, &self.reads.progress());
+        self.control.push_back(progress);
     }
 
     async fn on_frame(

@@ -20,6 +20,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, mpsc};
 use vmi::LiveMemory;
 
+use super::batch::Batch;
 use super::downtime::{Pace, govern_downtime};
 use super::journal::{Journal, Promise};
 use super::lan::{LanIn, LanOut};
@@ -58,7 +59,7 @@ enum Wake {
     QemuEvent(Result<Event, broadcast::error::RecvError>),
     Stream(std::io::Result<usize>),
     /// The network would run dry.
-    Idle,
+    Hungry,
     Room(Result<mpsc::OwnedPermit<Pieces>, mpsc::error::SendError<()>>),
     Tick,
 }
@@ -107,9 +108,9 @@ pub struct Transfer<'a> {
     qemu_in: OwnedReadHalf,
     qemu_out: OwnedWriteHalf,
     stream_open: bool,
-    /// The last batch of the stream was next to nothing for the network.
-    stream_is_thin: bool,
-    /// The next batch is stolen from the plan.
+    /// What the stream has told and the network has not taken yet.
+    batch: Batch,
+    /// The next batch takes pages of the plan along.
     steals_next: bool,
     events: broadcast::Receiver<Event>,
     lan_in: mpsc::Receiver<anyhow::Result<(Kind, Bytes)>>,
@@ -165,7 +166,7 @@ impl<'a> Transfer<'a> {
             qemu_in,
             qemu_out,
             stream_open: true,
-            stream_is_thin: false,
+            batch: Batch::default(),
             steals_next: false,
             events: vm.qmp.events(),
             lan_in: lan_in.into_channel(),
@@ -244,6 +245,7 @@ impl<'a> Transfer<'a> {
     /// Waits for one thing to happen and deals with it.
     async fn step(&mut self) -> anyhow::Result<Option<SourceEvent>> {
         self.let_go().await?;
+        self.tell_stream()?;
         match self.wake().await {
             Wake::Interrupt if self.handover.is_committed() => {
                 super::note("the guest is the destination's already: waiting for its answer");
@@ -265,11 +267,15 @@ impl<'a> Transfer<'a> {
                     permit.send(batch);
                 }
             }
-            Wake::Stream(read) => return self.on_stream(read).await,
+            Wake::Stream(read) => {
+                // A stream that never pauses must not keep this thread from the network.
+                tokio::task::yield_now().await;
+                return self.on_stream(read).await;
+            }
             Wake::QemuEvent(Ok(event)) => self.on_qemu_event(&event),
             // Events are news, not state: what was missed shows in the stream.
             Wake::QemuEvent(Err(_)) => {}
-            Wake::Idle => {}
+            Wake::Hungry => {}
             Wake::Tick => {
                 self.progress.show(&self.snapshot());
                 self.tell_rate();
@@ -292,6 +298,8 @@ impl<'a> Transfer<'a> {
         let has_work = self.has_work();
         let waits_to_steal = !has_work && self.is_transferring() && self.dispatcher.can_steal();
         let wants_stream = self.stream_open && !self.buffer.ripe && self.is_transferring();
+        // Records are gathered while the stream gives more of them, but at nobody's expense.
+        let wants_stream = wants_stream && !self.keeps_someone_waiting();
         if wants_stream {
             self.buffer.make_room(READ_BYTES);
         }
@@ -304,7 +312,7 @@ impl<'a> Transfer<'a> {
             event = self.events.recv() => Wake::QemuEvent(event),
             read = limited.read_buf(&mut self.buffer.reading), if wants_stream => Wake::Stream(read),
             permit = self.lan_out.queue.clone().reserve_owned(), if has_work => Wake::Room(permit),
-            () = self.lan_out.idle(), if waits_to_steal => Wake::Idle,
+            () = self.lan_out.hungry(), if waits_to_steal => Wake::Hungry,
         }
     }
 
@@ -314,7 +322,7 @@ impl<'a> Transfer<'a> {
 
     fn has_work(&self) -> bool {
         let transfers = self.is_transferring()
-            && (!self.needs.is_empty() || self.may_parse() || self.steals_next);
+            && (!self.needs.is_empty() || !self.batch.is_empty() || self.steals_next);
         transfers || !self.control.is_empty()
     }
 }

@@ -10,13 +10,15 @@ use crate::core::pieces::Pieces;
 use crate::core::ram::{PAGE_BYTES, RamPage};
 use crate::core::stream::Item;
 use crate::core::wire::{self, Kind, Record};
-use crate::run::batch::{BATCH_BYTES, Batch};
+use crate::run::batch::BATCH_BYTES;
 
-/// A batch of the stream that gives the network less than this is all digests and zero pages: 8 KiB are gone
-/// before the next batch is parsed.
+/// A batch that gives the network less than this is all digests and zero pages: 8 KiB are gone before the next is there.
 const THIN_BYTES: usize = 8 << 10;
 /// Pages stolen or answered at a time: pieces small enough that both suppliers end together.
 const PIECE_PAGES: usize = 16;
+
+/// What the core makes of a page that was read from guest RAM.
+type Recorder = for<'a> fn(&mut Dispatcher, RamPage, &'a [u8; PAGE_BYTES]) -> Option<Record<'a>>;
 
 fn ram_start() -> Vec<u8> {
     wire::frame(Kind::RamStart, &[])
@@ -48,11 +50,16 @@ impl StreamBuffer {
 }
 
 impl Transfer<'_> {
-    /// Stealing is for a network that would run dry: nothing waits for it, and QEMU has said nothing for it to carry.
+    /// Stealing is for a network that would run dry: nothing waits for it, and QEMU has said next to nothing for it to carry.
     pub(super) fn is_time_to_steal(&self) -> bool {
-        self.dispatcher.can_steal()
-            && self.lan_out.is_idle()
-            && (self.stream_is_thin || !self.may_parse())
+        self.dispatcher.can_steal() && self.lan_out.is_hungry() && self.batch.len() < THIN_BYTES
+    }
+
+    /// Whether the network, or a guest that stands still, waits for what there is for it.
+    pub(super) fn keeps_someone_waiting(&self) -> bool {
+        let enough = self.batch.len() >= THIN_BYTES && self.lan_out.is_hungry();
+        let last = self.parser.is_past_ram() && !self.batch.is_empty();
+        self.steals_next || enough || last
     }
 
     /// What the network carries next: what is urgent, what was asked for, what only it can carry; and what
@@ -61,26 +68,19 @@ impl Transfer<'_> {
         if let Some(frame) = self.control.pop_front() {
             return Ok(Some(frame.into()));
         }
+        // Records of one page stay in order: all of them pass through the one batch.
         if !self.needs.is_empty() {
-            return self.answer_needs();
+            self.answer_needs()?;
+        } else if std::mem::take(&mut self.steals_next) {
+            self.steal()?;
         }
-        if std::mem::take(&mut self.steals_next) {
-            self.stream_is_thin = false;
-            let stolen = self.steal()?;
-            if stolen.is_some() {
-                return Ok(stolen);
-            }
-        }
-        let batch = self.tell_stream()?;
-        self.stream_is_thin = batch.as_ref().is_none_or(|batch| batch.len() < THIN_BYTES);
-        Ok(batch)
+        Ok(std::mem::take(&mut self.batch).finish())
     }
 
-    /// Parses what was read of the stream into frames for the destination.
-    fn tell_stream(&mut self) -> anyhow::Result<Option<Pieces>> {
-        let mut batch = Batch::default();
-        while batch.len() < BATCH_BYTES && self.may_parse() {
-            let unparsed = &self.buffer.unparsed;
+    /// Parses what was read of the stream into frames for the destination, gathered into one batch.
+    pub(super) fn tell_stream(&mut self) -> anyhow::Result<()> {
+        while self.batch.len() < BATCH_BYTES && self.may_parse() {
+            let (unparsed, batch) = (&self.buffer.unparsed, &mut self.batch);
             let Some((taken, item)) = self.parser.next(unparsed)? else {
                 self.buffer.ripe = false;
                 break;
@@ -110,50 +110,34 @@ impl Transfer<'_> {
             }
             self.buffer.unparsed.advance(taken);
         }
-        Ok(batch.finish())
+        Ok(())
     }
 
-    fn answer_needs(&mut self) -> anyhow::Result<Option<Pieces>> {
+    fn answer_needs(&mut self) -> anyhow::Result<()> {
         let n = self.needs.len().min(PIECE_PAGES);
         let pages: Vec<RamPage> = self.needs.drain(..n).collect();
-        let mut batch = Batch::default();
-        self.with_guest_pages(&pages, |dispatcher, page, bytes, owner| {
-            if let Some(record) = dispatcher.answer(page, bytes) {
-                batch.record(&record, owner);
-            }
-        })?;
-        Ok(batch.finish())
+        self.send_guest_pages(&pages, Dispatcher::answer)
     }
 
-    fn steal(&mut self) -> anyhow::Result<Option<Pieces>> {
+    fn steal(&mut self) -> anyhow::Result<()> {
         let mut pages = Vec::with_capacity(PIECE_PAGES);
         let back = self.dispatcher.steal(PIECE_PAGES, &mut pages);
-        if pages.is_empty() {
-            return Ok(None);
+        if !pages.is_empty() {
+            self.batch
+                .frame(&wire::frame(Kind::Stolen, &back.to_le_bytes()));
         }
-        let mut batch = Batch::default();
-        batch.frame(&wire::frame(Kind::Stolen, &back.to_le_bytes()));
-        self.with_guest_pages(&pages, |dispatcher, page, bytes, owner| {
-            if let Some(record) = dispatcher.stolen(page, bytes) {
-                batch.record(&record, owner);
-            }
-        })?;
-        Ok(batch.finish())
+        self.send_guest_pages(&pages, Dispatcher::stolen)
     }
 
-    /// Reads `pages` from guest RAM and hands each to `each`, with the bytes that it is a part of; those that
-    /// cannot be read are left to QEMU.
-    fn with_guest_pages(
-        &mut self,
-        pages: &[RamPage],
-        mut each: impl FnMut(&mut Dispatcher, RamPage, &[u8; PAGE_BYTES], &Bytes),
-    ) -> anyhow::Result<()> {
+    /// Reads `pages` from guest RAM and sends what the core makes of each; those that cannot be read are left to QEMU.
+    fn send_guest_pages(&mut self, pages: &[RamPage], record: Recorder) -> anyhow::Result<()> {
         let places: Vec<(usize, u64)> = pages.iter().map(|page| self.table.locate(*page)).collect();
         let mut bytes = vec![0; pages.len() * PAGE_BYTES];
         if self.memory.read_block_pages(&places, &mut bytes).is_ok() {
             let owner = Bytes::from(bytes);
             for (page, bytes) in pages.iter().zip(owner.as_chunks().0) {
-                each(&mut self.dispatcher, *page, bytes, &owner);
+                let record = record(&mut self.dispatcher, *page, bytes);
+                record.inspect(|record| self.batch.record(record, &owner));
             }
             return Ok(());
         }
@@ -163,7 +147,8 @@ impl Transfer<'_> {
                 Ok(()) => {
                     let owner = Bytes::from(bytes);
                     let bytes = owner.first_chunk().expect("a page");
-                    each(&mut self.dispatcher, *page, bytes, &owner);
+                    let record = record(&mut self.dispatcher, *page, bytes);
+                    record.inspect(|record| self.batch.record(record, &owner));
                 }
                 Err(error) if self.dispatcher.unreadable(*page) => {
                     return Err(error)
