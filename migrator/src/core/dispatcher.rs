@@ -18,6 +18,8 @@ enum State {
     Planned,
     /// Not emitted; the destination has bytes of this digest.
     Early,
+    /// The same, for a page that only the LAN carries.
+    Ahead,
     /// Emitted as a claim of this digest, not answered yet. Open.
     Claimed,
     /// The last emission has this digest and the destination has it.
@@ -44,7 +46,9 @@ pub struct Counts {
     pub claimed: u64,
     /// Emissions of zero pages.
     pub zero: u64,
-    /// Pages sent ahead of QEMU or instead of storage.
+    /// Pages that only the LAN can carry, sent before QEMU emitted them.
+    pub ahead: u64,
+    /// Pages of the plan, sent instead of storage.
     pub stolen: u64,
     /// Pages that the destination asked for.
     pub needed: u64,
@@ -66,6 +70,8 @@ pub struct Dispatcher {
     open: u32,
     /// Positions from here on are stolen.
     back: u32,
+    /// Pages before this one were looked at to be sent ahead, or are QEMU's.
+    ahead: u32,
     may_steal: bool,
     /// Section "ram" has begun: before that the destination has nowhere to put a page.
     started: bool,
@@ -87,6 +93,7 @@ impl Dispatcher {
             unseen: pages,
             open: plan.pages(),
             back: plan.pages(),
+            ahead: 0,
             may_steal,
             started: false,
             counts: Counts::default(),
@@ -135,11 +142,15 @@ impl Dispatcher {
             State::Planned => self.claim(page, State::Claimed, digest),
             // The destination has these bytes, so the claim is met as soon as it arrives.
             State::Early if same => self.claim(page, State::Met, digest),
+            State::Ahead if same => {
+                self.set(page, State::Met, digest);
+                Telling::Claim(digest)
+            }
             State::Claimed | State::Met if same => {
                 self.counts.unchanged += 1;
                 Telling::Nothing
             }
-            State::Plain | State::Early | State::Claimed | State::Met => {
+            State::Plain | State::Ahead | State::Early | State::Claimed | State::Met => {
                 self.set_state(page, State::Plain);
                 self.counts.content += 1;
                 Telling::Content
@@ -181,8 +192,37 @@ impl Dispatcher {
                 false
             }
             State::Claimed | State::Met => true,
-            State::Plain | State::Early => false,
+            State::Plain | State::Ahead | State::Early => false,
         }
+    }
+
+    /// Whether there may be a page to send ahead.
+    pub fn can_go_ahead(&self) -> bool {
+        self.may_steal && self.started && self.unseen > 0 && self.ahead < self.ram_pages()
+    }
+
+    /// The next pages, up to `pages`, that storage cannot supply and QEMU has not emitted yet, in the order in
+    /// which it will: what is sent ahead of it should be dirtied seldom in between.
+    pub fn look_ahead(&mut self, pages: usize, into: &mut Vec<RamPage>) {
+        while self.can_go_ahead() && into.len() < pages {
+            let page = RamPage(self.ahead);
+            self.ahead += 1;
+            if self.state[page.index()] == State::Plain && !self.seen.contains(page) {
+                into.push(page);
+            }
+        }
+    }
+
+    /// What to tell of a page that was looked ahead to, whose bytes in guest RAM now are `bytes`: nothing where they are
+    /// zero, which costs QEMU's stream a few bytes.
+    pub fn ahead<'a>(&mut self, page: RamPage, bytes: &'a [u8; PAGE_BYTES]) -> Option<Record<'a>> {
+        let is_due = self.state[page.index()] == State::Plain && !self.seen.contains(page);
+        if !is_due || bytes == &[0; PAGE_BYTES] {
+            return None;
+        }
+        self.set(page, State::Ahead, self.key.digest(bytes));
+        self.counts.ahead += 1;
+        Some(Record::Early(page, bytes))
     }
 
     /// Whether there is a page to steal.
@@ -235,6 +275,10 @@ impl Dispatcher {
         self.set(page, state, digest);
         self.counts.claimed += 1;
         Telling::Claim(digest)
+    }
+
+    fn ram_pages(&self) -> u32 {
+        self.state.len() as u32
     }
 
     fn see(&mut self, page: RamPage) {
@@ -311,6 +355,38 @@ mod tests {
             (dispatcher.open(), dispatcher.emit(P, A)),
             (1, Telling::Content)
         );
+    }
+
+    #[test]
+    fn what_only_the_lan_can_carry_goes_ahead_of_qemu_once() {
+        let mut dispatcher = planned();
+        let (zero, first, last) = (&[0; PAGE_BYTES], RamPage(0), RamPage(1));
+        let mut pages = vec![];
+        dispatcher.look_ahead(8, &mut pages);
+        // Pages 2 and 3 are the plan's.
+        assert_eq!(pages, [first, last]);
+        assert_eq!(dispatcher.ahead(last, zero), None);
+        assert_eq!(dispatcher.ahead(first, A), Some(Record::Early(first, A)));
+        assert_eq!(dispatcher.ahead(first, A), None);
+        assert_eq!(dispatcher.emit(first, A), Telling::Claim(digest(A)));
+        assert_eq!(dispatcher.emit(first, B), Telling::Content);
+        assert_eq!(dispatcher.emit(last, A), Telling::Content);
+        // What QEMU has emitted is not sent ahead, whenever it was looked at.
+        assert_eq!(dispatcher.ahead(last, B), None);
+        assert!(!dispatcher.can_go_ahead());
+        let counts = dispatcher.counts();
+        assert_eq!((counts.ahead, counts.content, counts.claimed), (1, 2, 0));
+        assert_eq!(dispatcher.open(), 2);
+    }
+
+    #[test]
+    fn what_was_written_to_since_it_went_ahead_is_sent_again() {
+        let mut dispatcher = planned();
+        assert!(dispatcher.ahead(RamPage(0), A).is_some());
+        assert_eq!(dispatcher.emit(RamPage(0), B), Telling::Content);
+        assert!(dispatcher.ahead(RamPage(1), A).is_some());
+        dispatcher.emit_zero(RamPage(1));
+        assert_eq!(dispatcher.emit(RamPage(1), A), Telling::Content);
     }
 
     #[test]

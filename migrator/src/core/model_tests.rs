@@ -215,6 +215,20 @@ impl World {
         }
     }
 
+    fn source_goes_ahead(&mut self) {
+        let mut pages = vec![];
+        self.dispatcher.look_ahead(2, &mut pages);
+        for at in pages {
+            let bytes = shared(self.ram[at.index()]);
+            let record = self.dispatcher.ahead(at, bytes.first_chunk().unwrap());
+            let mut frame = PagesFrame::default();
+            if let Some(record) = record {
+                frame.push(&record, &bytes);
+                self.to_destination.push_back(frame.finish().concat());
+            }
+        }
+    }
+
     fn source_steals(&mut self) {
         let mut pages = vec![];
         let back = self.dispatcher.steal(2, &mut pages);
@@ -344,7 +358,7 @@ impl World {
     }
 
     fn step(&mut self, step: u8, argument: u8) {
-        match step % 16 {
+        match step % 17 {
             0 => self.guest_writes(usize::from(argument) % PAGES as usize, argument % 5),
             1..=4 => self.qemu_emits(),
             5..=7 => self.source_reads_stream(),
@@ -353,6 +367,7 @@ impl World {
             10 => self.source_hears(),
             11..=12 => self.destination_hears(),
             13 => self.destination_reads(),
+            14 => self.source_goes_ahead(),
             _ => self.storage_answers(argument.into(), false),
         }
     }

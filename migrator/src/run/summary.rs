@@ -19,6 +19,8 @@ pub struct Summary {
     pub pages_claimed: u64,
     /// Emissions of zero pages.
     pub pages_zero: u64,
+    /// Pages that only the LAN can carry, sent before QEMU emitted them; QEMU's emission then went as a digest.
+    pub pages_ahead: u64,
     /// Pages that the LAN took over from storage.
     pub pages_stolen: u64,
     /// Pages that the destination had to ask for.
@@ -48,6 +50,7 @@ impl Summary {
             ("pages sent with content", self.pages_content.to_string()),
             ("pages sent as digest", self.pages_claimed.to_string()),
             ("zero pages", self.pages_zero.to_string()),
+            ("pages sent ahead of QEMU", self.pages_ahead.to_string()),
             ("pages stolen from storage", self.pages_stolen.to_string()),
             ("pages needed again", self.pages_needed.to_string()),
             (

@@ -43,6 +43,7 @@ impl Transfer<'_> {
             pages_content: counts.content,
             pages_claimed: counts.claimed,
             pages_zero: counts.zero,
+            pages_ahead: counts.ahead,
             pages_stolen: counts.stolen,
             pages_needed: counts.needed,
             pages_unchanged: counts.unchanged,

@@ -110,8 +110,8 @@ pub struct Transfer<'a> {
     stream_open: bool,
     /// What the stream has told and the network has not taken yet.
     batch: Batch,
-    /// The next batch takes pages of the plan along.
-    steals_next: bool,
+    /// The next batch takes pages along that QEMU has not emitted.
+    takes_more: bool,
     events: broadcast::Receiver<Event>,
     lan_in: mpsc::Receiver<anyhow::Result<(Kind, Bytes)>>,
     lan_out: LanOut,
@@ -167,7 +167,7 @@ impl<'a> Transfer<'a> {
             qemu_out,
             stream_open: true,
             batch: Batch::default(),
-            steals_next: false,
+            takes_more: false,
             events: vm.qmp.events(),
             lan_in: lan_in.into_channel(),
             lan_out,
@@ -275,7 +275,7 @@ impl<'a> Transfer<'a> {
             Wake::QemuEvent(Ok(event)) => self.on_qemu_event(&event),
             // Events are news, not state: what was missed shows in the stream.
             Wake::QemuEvent(Err(_)) => {}
-            Wake::Hungry => {}
+            Wake::Hungry => self.take_more()?,
             Wake::Tick => {
                 self.progress.show(&self.snapshot());
                 self.tell_rate();
@@ -294,9 +294,9 @@ impl<'a> Transfer<'a> {
 
     async fn wake(&mut self) -> Wake {
         // Looked at before room is reserved: a reserved place makes the network look busy.
-        self.steals_next = self.is_transferring() && self.is_time_to_steal();
+        self.takes_more = self.is_transferring() && self.is_time_for_more();
         let has_work = self.has_work();
-        let waits_to_steal = !has_work && self.is_transferring() && self.dispatcher.can_steal();
+        let waits_for_hunger = !has_work && self.has_more();
         let wants_stream = self.stream_open && !self.buffer.ripe && self.is_transferring();
         // Records are gathered while the stream gives more of them, but at nobody's expense.
         let wants_stream = wants_stream && !self.keeps_someone_waiting();
@@ -312,7 +312,7 @@ impl<'a> Transfer<'a> {
             event = self.events.recv() => Wake::QemuEvent(event),
             read = limited.read_buf(&mut self.buffer.reading), if wants_stream => Wake::Stream(read),
             permit = self.lan_out.queue.clone().reserve_owned(), if has_work => Wake::Room(permit),
-            () = self.lan_out.hungry(), if waits_to_steal => Wake::Hungry,
+            () = self.lan_out.hungry(), if waits_for_hunger => Wake::Hungry,
         }
     }
 
@@ -322,7 +322,7 @@ impl<'a> Transfer<'a> {
 
     fn has_work(&self) -> bool {
         let transfers = self.is_transferring()
-            && (!self.needs.is_empty() || !self.batch.is_empty() || self.steals_next);
+            && (!self.needs.is_empty() || !self.batch.is_empty() || self.takes_more);
         transfers || !self.control.is_empty()
     }
 }

@@ -14,8 +14,10 @@ use crate::run::batch::BATCH_BYTES;
 
 /// A batch that gives the network less than this is all digests and zero pages: 8 KiB are gone before the next is there.
 const THIN_BYTES: usize = 8 << 10;
-/// Pages stolen or answered at a time: pieces small enough that both suppliers end together.
+/// Pages taken or answered at a time: pieces small enough that both suppliers end together.
 const PIECE_PAGES: usize = 16;
+/// Pieces of zero pages looked at before other things get their turn.
+const LOOKS_MAX: usize = 16;
 
 /// What the core makes of a page that was read from guest RAM.
 type Recorder = for<'a> fn(&mut Dispatcher, RamPage, &'a [u8; PAGE_BYTES]) -> Option<Record<'a>>;
@@ -50,16 +52,40 @@ impl StreamBuffer {
 }
 
 impl Transfer<'_> {
-    /// Stealing is for a network that would run dry: nothing waits for it, and QEMU has said next to nothing for it to carry.
-    pub(super) fn is_time_to_steal(&self) -> bool {
+    /// Taking pages that QEMU has not emitted is for a network that would run dry: nothing waits for it, and QEMU has
+    /// said next to nothing for it to carry.
+    pub(super) fn is_time_for_more(&self) -> bool {
         self.dispatcher.can_steal() && self.lan_out.is_hungry() && self.batch.len() < THIN_BYTES
+    }
+
+    /// Whether there are such pages. Where storage supplies the rest, only an idle loop goes ahead: reading a page that
+    /// QEMU would soon have said costs more than waiting for it.
+    pub(super) fn has_more(&self) -> bool {
+        self.is_transferring() && (self.dispatcher.can_steal() || self.dispatcher.can_go_ahead())
+    }
+
+    /// Takes what only the network can carry, and of what storage could carry as well only when there is nothing else.
+    pub(super) fn take_more(&mut self) -> anyhow::Result<()> {
+        for _ in 0..LOOKS_MAX {
+            let mut pages = Vec::with_capacity(PIECE_PAGES);
+            self.dispatcher.look_ahead(PIECE_PAGES, &mut pages);
+            if pages.is_empty() {
+                return self.steal();
+            }
+            let before = self.batch.len();
+            self.send_guest_pages(&pages, Dispatcher::ahead)?;
+            if self.batch.len() > before {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Whether the network, or a guest that stands still, waits for what there is for it.
     pub(super) fn keeps_someone_waiting(&self) -> bool {
         let enough = self.batch.len() >= THIN_BYTES && self.lan_out.is_hungry();
         let last = self.parser.is_past_ram() && !self.batch.is_empty();
-        self.steals_next || enough || last
+        self.takes_more || enough || last
     }
 
     /// What the network carries next: what is urgent, what was asked for, what only it can carry; and what
@@ -71,8 +97,8 @@ impl Transfer<'_> {
         // Records of one page stay in order: all of them pass through the one batch.
         if !self.needs.is_empty() {
             self.answer_needs()?;
-        } else if std::mem::take(&mut self.steals_next) {
-            self.steal()?;
+        } else if std::mem::take(&mut self.takes_more) {
+            self.take_more()?;
         }
         Ok(std::mem::take(&mut self.batch).finish())
     }
