@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -15,15 +15,13 @@ use tokio::sync::{Notify, mpsc};
 use super::summary::Use;
 use super::{tcp_info, write_pieces};
 use crate::core::pieces::Pieces;
-use crate::core::wire::{self, HEADER_BYTES, Kind, PREFACE_BYTES, WireError};
+use crate::core::wire::{self, Frames, Kind, PREFACE_BYTES};
 
 /// Frames that wait for the network. What waits here waits before anything more urgent, and QEMU takes
 /// it for sent: four frames of 128 KiB are 42 ms at 100 Mbit/s. Fewer would let the network run dry between two wake-ups.
 const FRAMES_QUEUED: usize = 4;
 /// Bytes that the kernel keeps unsent, for the same reason: sent and unacknowledged ones do not count.
 const UNSENT_BYTES: u32 = 128 << 10;
-/// Bytes read at a time, where there are so many: some frames.
-const READ_BYTES: usize = 512 << 10;
 /// How often the kernel is asked what of the network was in use.
 const USE_ASKED: Duration = Duration::from_millis(10);
 /// Unacknowledged data, or silence in the face of probes, for so long means that the peer is lost. Shorter would
@@ -55,8 +53,7 @@ struct Stats {
 #[derive(Debug)]
 pub struct LanIn {
     read: OwnedReadHalf,
-    /// What was read and is not a whole frame yet. Bodies are parts of it.
-    buffer: BytesMut,
+    frames: Frames,
 }
 
 /// Sets the connection up and exchanges prefaces; fails when the peer is something else.
@@ -84,7 +81,7 @@ pub async fn open(stream: TcpStream) -> anyhow::Result<(LanIn, LanOut)> {
     Ok((
         LanIn {
             read,
-            buffer: BytesMut::new(),
+            frames: Frames::default(),
         },
         LanOut {
             queue,
@@ -98,34 +95,16 @@ impl LanIn {
     /// The next frame; none when the peer closed the connection.
     pub async fn receive(&mut self) -> anyhow::Result<Option<(Kind, Bytes)>> {
         loop {
-            if let Some(frame) = self.buffered()? {
+            if let Some(frame) = self.frames.take()? {
                 return Ok(Some(frame));
             }
-            let read = self.read.read_buf(&mut self.buffer).await;
+            let read = self.read.read_buf(self.frames.room()).await;
             match read.context("the connection to the peer failed")? {
-                0 if self.buffer.is_empty() => return Ok(None),
+                0 if self.frames.is_empty() => return Ok(None),
                 0 => bail!("the peer ended inside a frame"),
                 _ => {}
             }
         }
-    }
-
-    /// The frame that was read whole; where there is none, makes room for the rest of it.
-    fn buffered(&mut self) -> Result<Option<(Kind, Bytes)>, WireError> {
-        let mut whole = HEADER_BYTES;
-        if let Some(header) = self.buffer.first_chunk() {
-            let (kind, len) = wire::parse_header(header)?;
-            whole += len;
-            if self.buffer.len() >= whole {
-                let frame = self.buffer.split_to(whole).freeze();
-                return Ok(Some((kind, frame.slice(HEADER_BYTES..))));
-            }
-        }
-        if self.buffer.capacity() < whole {
-            self.buffer
-                .reserve(whole.max(READ_BYTES) - self.buffer.len());
-        }
-        Ok(None)
     }
 
     /// Reads frames in a task of their own, so that a `select!` can wait for them. The channel ends with

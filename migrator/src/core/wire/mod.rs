@@ -2,6 +2,7 @@
 //!
 //! The peer's bytes are hostile: every length is checked before it is used, zero is no valid kind.
 
+mod frames;
 mod pages;
 mod reports;
 
@@ -12,6 +13,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::digest::DigestKey;
 use super::plan::PlanRun;
 use super::ram::{RamBlock, RamPage};
+pub use frames::{Frames, READ_BYTES};
 pub use pages::{PagesFrame, Record, parse_pages};
 pub use reports::{Outcome, Report};
 

@@ -151,3 +151,50 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #[test]
+    fn frames_come_whole_however_they_are_cut(
+        bodies in prop::collection::vec((0..3_usize, 0..5000_usize), 0..30),
+        cuts in prop::collection::vec(1..9000_usize, 1..20),
+    ) {
+        let kinds = [Kind::Raw, Kind::Pages, Kind::Reports];
+        let sent: Vec<(Kind, Vec<u8>)> = bodies
+            .into_iter()
+            .map(|(kind, len)| (kinds[kind], (0..len).map(|at| at as u8).collect()))
+            .collect();
+        let bytes: Vec<u8> = sent.iter().flat_map(|(kind, body)| frame(*kind, body)).collect();
+        let (mut frames, mut come, mut rest) = (Frames::default(), vec![], &bytes[..]);
+        for cut in cuts.into_iter().cycle() {
+            while let Some((kind, body)) = frames.take().unwrap() {
+                come.push((kind, body.to_vec()));
+            }
+            let room = frames.room();
+            prop_assert!(room.capacity() > room.len());
+            if rest.is_empty() {
+                break;
+            }
+            let (read, left) = rest.split_at(cut.min(rest.len()).min(room.capacity() - room.len()));
+            room.extend_from_slice(read);
+            rest = left;
+        }
+        prop_assert!(frames.is_empty());
+        prop_assert_eq!(come, sent);
+    }
+}
+
+#[test]
+fn the_longest_frame_is_as_much_as_room_is_made_for() {
+    let longest = frame(Kind::Raw, &vec![7; BODY_BYTES_MAX]);
+    let mut frames = Frames::default();
+    assert!(frames.take().unwrap().is_none());
+    frames.room().extend_from_slice(&longest[..HEADER_BYTES]);
+    assert!(frames.take().unwrap().is_none());
+    assert!((longest.len()..2 * longest.len()).contains(&frames.room().capacity()));
+
+    let too_long = (BODY_BYTES_MAX as u32 + 1).to_le_bytes();
+    let mut frames = Frames::default();
+    frames.room().extend_from_slice(&[4, 0, 0, 0]);
+    frames.room().extend_from_slice(&too_long);
+    assert!(frames.take().is_err());
+}
