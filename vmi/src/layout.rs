@@ -62,7 +62,7 @@ impl RamLayout {
             .lines()
             .skip(1)
             .filter(|line| !line.trim().is_empty())
-            .map(parse_block)
+            .filter_map(|line| parse_block(line).transpose())
             .collect::<Result<_, _>>()?;
         if blocks.is_empty() {
             return Err(LayoutError::NoBlocks);
@@ -94,12 +94,18 @@ pub(crate) fn range_at(ranges: &[RamRange], gpa: u64) -> Option<&RamRange> {
     (gpa - range.gpa < range.bytes).then_some(range)
 }
 
-/// `pc.ram  4 KiB  0x<offset> 0x<used> 0x<total> [0x<hva>] [rw]`
-fn parse_block(line: &str) -> Result<RamBlock, LayoutError> {
+/// `pc.ram  4 KiB  0x<offset> 0x<used> 0x<total> [0x<hva>] [rw]`. None for a block without a name: a memory backend that
+/// is plugged into nothing. The guest does not see it, and QEMU does not migrate it.
+fn parse_block(line: &str) -> Result<Option<RamBlock>, LayoutError> {
     let malformed = || LayoutError::Block(line.trim().to_owned());
-    let mut words = line.split_whitespace();
-    let name = words.next().ok_or_else(malformed)?;
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let name = match words.iter().position(|word| word.starts_with("0x")) {
+        Some(2) => return Ok(None),
+        Some(3) => words[0],
+        _ => return Err(malformed()),
+    };
     let numbers: Vec<u64> = words
+        .iter()
         .filter_map(|word| word.strip_prefix("0x"))
         .map(|digits| u64::from_str_radix(digits, 16))
         .collect::<Result<_, _>>()
@@ -107,11 +113,11 @@ fn parse_block(line: &str) -> Result<RamBlock, LayoutError> {
     let [_offset, used_bytes, _total, hva @ ..] = numbers.as_slice() else {
         return Err(malformed());
     };
-    Ok(RamBlock {
+    Ok(Some(RamBlock {
         name: name.to_owned(),
         used_bytes: *used_bytes,
         hva: hva.first().copied(),
-    })
+    }))
 }
 
 /// One line of a flat view.

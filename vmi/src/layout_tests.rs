@@ -148,3 +148,10 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_block_without_a_name_is_none_of_the_guests() {
+    let spare = "                            4 KiB  0x0000000041280000 0x0000000001000000 0x0000000001000000\n";
+    let with = RamLayout::parse(MTREE, &format!("{RAMBLOCK}{spare}")).unwrap();
+    assert_eq!(with, RamLayout::parse(MTREE, RAMBLOCK).unwrap());
+}

@@ -1,5 +1,5 @@
 //! The digest that joins what storage holds to what QEMU sent: AES-128(POLYVAL(page)), two fresh random keys per
-//! migration (RFC 8452 makes its tag so). Two pages that were chosen without the keys have one digest with probability
+//! migration (as in RFC 8452, without its nonce). Two pages that were chosen without the keys have one digest with probability
 //! 2^-120 (256 blocks, 2^-128 each); the cipher keeps a digest on the LAN from telling the hash's key. A guest
 //! cannot prepare a collision for keys it does not know, so they must never be derived from anything a guest can see.
 

@@ -48,6 +48,8 @@ pub struct Counts {
     pub zero: u64,
     /// Pages that only the LAN can carry, sent before QEMU emitted them.
     pub ahead: u64,
+    /// Of these, the ones that the guest wrote to before QEMU emitted them.
+    pub ahead_in_vain: u64,
     /// Pages of the plan, sent instead of storage.
     pub stolen: u64,
     /// Pages that the destination asked for.
@@ -55,6 +57,9 @@ pub struct Counts {
     /// Emissions that repeated what the destination has.
     pub unchanged: u64,
 }
+
+/// Pages looked at in one go, most of which may be the plan's or QEMU's.
+const LOOKED_AT_MAX: usize = 4096;
 
 /// The source's page states: a byte a page, and 16 for each that has a digest.
 #[derive(Debug)]
@@ -124,7 +129,7 @@ impl Dispatcher {
     /// QEMU emitted `page` as all zero.
     pub fn emit_zero(&mut self, page: RamPage) {
         self.see(page);
-        self.set_state(page, State::Plain);
+        self.become_plain(page);
         self.counts.zero += 1;
     }
 
@@ -151,11 +156,18 @@ impl Dispatcher {
                 Telling::Nothing
             }
             State::Plain | State::Ahead | State::Early | State::Claimed | State::Met => {
-                self.set_state(page, State::Plain);
+                self.become_plain(page);
                 self.counts.content += 1;
                 Telling::Content
             }
         }
+    }
+
+    /// What was emitted is not what was sent ahead, or is not to be remembered.
+    fn become_plain(&mut self, page: RamPage) {
+        let was_ahead = self.state[page.index()] == State::Ahead;
+        self.counts.ahead_in_vain += u64::from(was_ahead);
+        self.set_state(page, State::Plain);
     }
 
     /// The destination reported what became of `page`. Whether the page must now be read and
@@ -202,9 +214,12 @@ impl Dispatcher {
     }
 
     /// The next pages, up to `pages`, that storage cannot supply and QEMU has not emitted yet, in the order in
-    /// which it will: what is sent ahead of it should be dirtied seldom in between.
+    /// which it will: what is sent ahead of it should be dirtied seldom in between. There may be more where none were found.
     pub fn look_ahead(&mut self, pages: usize, into: &mut Vec<RamPage>) {
-        while self.can_go_ahead() && into.len() < pages {
+        for _ in 0..LOOKED_AT_MAX {
+            if !self.can_go_ahead() || into.len() >= pages {
+                return;
+            }
             let page = RamPage(self.ahead);
             self.ahead += 1;
             if self.state[page.index()] == State::Plain && !self.seen.contains(page) {
@@ -376,6 +391,7 @@ mod tests {
         assert!(!dispatcher.can_go_ahead());
         let counts = dispatcher.counts();
         assert_eq!((counts.ahead, counts.content, counts.claimed), (1, 2, 0));
+        assert_eq!(counts.ahead_in_vain, 0);
         assert_eq!(dispatcher.open(), 2);
     }
 
@@ -387,6 +403,7 @@ mod tests {
         assert!(dispatcher.ahead(RamPage(1), A).is_some());
         dispatcher.emit_zero(RamPage(1));
         assert_eq!(dispatcher.emit(RamPage(1), A), Telling::Content);
+        assert_eq!(dispatcher.counts().ahead_in_vain, 2);
     }
 
     #[test]

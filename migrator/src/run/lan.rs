@@ -18,7 +18,7 @@ use crate::core::pieces::Pieces;
 use crate::core::wire::{self, Frames, Kind, PREFACE_BYTES};
 
 /// Frames that wait for the network. What waits here waits before anything more urgent, and QEMU takes
-/// it for sent: four frames of 128 KiB are 42 ms at 100 Mbit/s. Fewer would let the network run dry between two wake-ups.
+/// it for sent: four batches of 128 KiB are 42 ms at 100 Mbit/s, and one is gathered behind them. Fewer would let the network run dry between two wake-ups.
 const FRAMES_QUEUED: usize = 4;
 /// Bytes that the kernel keeps unsent, for the same reason: sent and unacknowledged ones do not count.
 const UNSENT_BYTES: u32 = 128 << 10;
@@ -113,7 +113,12 @@ impl LanIn {
         let (sender, receiver) = mpsc::channel(FRAMES_QUEUED);
         tokio::spawn(async move {
             loop {
-                let Some(message) = self.receive().await.transpose() else {
+                // Nobody listens any more: the peer's end must not be held for it.
+                let received = tokio::select! {
+                    received = self.receive() => received,
+                    () = sender.closed() => return,
+                };
+                let Some(message) = received.transpose() else {
                     return;
                 };
                 let last = message.is_err();

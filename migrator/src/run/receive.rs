@@ -66,7 +66,8 @@ pub async fn receive(
             break (lan, hello);
         }
         rehearse(&qmp, lan, &hello, disks, options, &mut interrupts).await?;
-        disks = Disks::open(&qmp, &options.disks, &options.qemu_nbd).await?;
+        let opened = Disks::open(&qmp, &options.disks, &options.qemu_nbd).await;
+        disks = opened.context("the disks cannot be opened again after a rehearsal")?;
     };
     drop(listener);
     let agreed = agree(&qmp, lan, &hello, disks, options).await;

@@ -19,7 +19,8 @@ pub struct Summary {
     pub pages_claimed: u64,
     /// Emissions of zero pages.
     pub pages_zero: u64,
-    /// Pages that only the LAN can carry, sent before QEMU emitted them; QEMU's emission then went as a digest.
+    /// Pages that only the LAN can carry, sent before QEMU emitted them; the emission of those that the guest did not
+    /// write to in between then went as a digest.
     pub pages_ahead: u64,
     /// Pages that the LAN took over from storage.
     pub pages_stolen: u64,

@@ -305,10 +305,11 @@ impl Parser {
                 None => return inconsistent("MEM_SIZE's blocks are more than its total"),
             };
         }
-        if total_bytes != self.table.bytes() {
-            return inconsistent("it leaves out a RAM block that `info ramblock` has");
+        let mut blocks = seen.iter().zip(self.table.blocks());
+        match blocks.find(|(seen, block)| !**seen && block.bytes > 0) {
+            Some((_, block)) => unknown(format!("no RAM block {:?}", block.idstr), NO_DEVICE),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn ram_record<'a>(&mut self, c: &mut Cursor<'a>, end: bool) -> Result<Item<'a>, Stop> {

@@ -168,7 +168,7 @@ fn blocks_that_differ_from_the_table_are_refused() {
     bytes.extend(&section_start()[25..40]);
     bytes.extend(RamFlags::EOS.bits().to_be_bytes());
     let refused = parse(&bytes, &[]).unwrap_err().to_string();
-    assert!(refused.contains("leaves out"), "{refused}");
+    assert!(refused.contains("no RAM block \"vga.vram\""), "{refused}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What the destination's QEMU is given: section "ram", made of the pages that the core lets through, around it what
 //! the source passes on, and device state once every page is settled. It does no I/O.
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use san_io::Buffer;
 
@@ -114,6 +114,7 @@ impl Feed {
 
     /// Records of pages, as the source sent them.
     pub(super) fn pages(&mut self, body: &Bytes) -> anyhow::Result<()> {
+        let mut zero_left = self.table.pages();
         for record in wire::parse_pages(body, self.table.pages()) {
             let record = record?;
             let Stage::Ram(writer) = &mut self.stage else {
@@ -122,6 +123,9 @@ impl Feed {
             let verdict = self.assembler.record(&record);
             let page = match record {
                 Record::Zero(page, count) => {
+                    // Nine bytes for QEMU each, from eight for any number of them.
+                    let left = zero_left.checked_sub(count.into());
+                    zero_left = left.context("a frame of more zero pages than the guest has")?;
                     (page.0..page.0 + u32::from(count)).for_each(|page| writer.zero(RamPage(page)));
                     continue;
                 }

@@ -33,7 +33,8 @@ impl Transfer<'_> {
             seconds: self.storage.san_busy_us as f64 / 1e6,
         };
         let either = counts.claimed as f64 * page;
-        let only_lan = lan_bytes as f64 - (counts.stolen + counts.needed) as f64 * page;
+        let twice = counts.stolen + counts.needed + counts.ahead_in_vain;
+        let only_lan = lan_bytes as f64 - twice as f64 * page;
         let bound_ms = bound_ms(only_lan, either, lan, san);
         Summary {
             total_ms,

@@ -245,7 +245,9 @@ impl<'a> Transfer<'a> {
     /// Waits for one thing to happen and deals with it.
     async fn step(&mut self) -> anyhow::Result<Option<SourceEvent>> {
         self.let_go().await?;
-        self.tell_stream()?;
+        if self.is_transferring() {
+            self.tell_stream()?;
+        }
         match self.wake().await {
             Wake::Interrupt if self.handover.is_committed() => {
                 super::note("the guest is the destination's already: waiting for its answer");
@@ -275,7 +277,11 @@ impl<'a> Transfer<'a> {
             Wake::QemuEvent(Ok(event)) => self.on_qemu_event(&event),
             // Events are news, not state: what was missed shows in the stream.
             Wake::QemuEvent(Err(_)) => {}
-            Wake::Hungry => self.take_more()?,
+            Wake::Hungry => {
+                // Looking at pages that turn out zero must not keep this thread from all else.
+                tokio::task::yield_now().await;
+                self.take_more()?;
+            }
             Wake::Tick => {
                 self.progress.show(&self.snapshot());
                 self.tell_rate();
@@ -294,7 +300,7 @@ impl<'a> Transfer<'a> {
 
     async fn wake(&mut self) -> Wake {
         // Looked at before room is reserved: a reserved place makes the network look busy.
-        self.takes_more = self.is_transferring() && self.is_time_for_more();
+        self.takes_more = self.is_time_for_more();
         let has_work = self.has_work();
         let waits_for_hunger = !has_work && self.has_more();
         let wants_stream = self.stream_open && !self.buffer.ripe && self.is_transferring();

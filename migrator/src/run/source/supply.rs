@@ -16,7 +16,7 @@ use crate::run::batch::BATCH_BYTES;
 const THIN_BYTES: usize = 8 << 10;
 /// Pages taken or answered at a time: pieces small enough that both suppliers end together.
 const PIECE_PAGES: usize = 16;
-/// Pieces of zero pages looked at before other things get their turn.
+/// Pieces of zero pages looked at before something else is taken.
 const LOOKS_MAX: usize = 16;
 
 /// What the core makes of a page that was read from guest RAM.
@@ -55,13 +55,19 @@ impl Transfer<'_> {
     /// Taking pages that QEMU has not emitted is for a network that would run dry: nothing waits for it, and QEMU has
     /// said next to nothing for it to carry.
     pub(super) fn is_time_for_more(&self) -> bool {
-        self.dispatcher.can_steal() && self.lan_out.is_hungry() && self.batch.len() < THIN_BYTES
+        let is_thin = self.lan_out.is_hungry() && self.batch.len() < THIN_BYTES;
+        is_thin && self.may_take() && self.dispatcher.can_steal()
     }
 
     /// Whether there are such pages. Where storage supplies the rest, only an idle loop goes ahead: reading a page that
     /// QEMU would soon have said costs more than waiting for it.
     pub(super) fn has_more(&self) -> bool {
-        self.is_transferring() && (self.dispatcher.can_steal() || self.dispatcher.can_go_ahead())
+        self.may_take() && (self.dispatcher.can_steal() || self.dispatcher.can_go_ahead())
+    }
+
+    /// Behind the end of RAM the destination takes no page.
+    fn may_take(&self) -> bool {
+        self.is_transferring() && !self.parser.is_past_ram()
     }
 
     /// Takes what only the network can carry, and of what storage could carry as well only when there is nothing else.
@@ -69,23 +75,20 @@ impl Transfer<'_> {
         for _ in 0..LOOKS_MAX {
             let mut pages = Vec::with_capacity(PIECE_PAGES);
             self.dispatcher.look_ahead(PIECE_PAGES, &mut pages);
-            if pages.is_empty() {
-                return self.steal();
-            }
             let before = self.batch.len();
             self.send_guest_pages(&pages, Dispatcher::ahead)?;
             if self.batch.len() > before {
-                break;
+                return Ok(());
             }
         }
-        Ok(())
+        self.steal()
     }
 
     /// Whether the network, or a guest that stands still, waits for what there is for it.
     pub(super) fn keeps_someone_waiting(&self) -> bool {
         let enough = self.batch.len() >= THIN_BYTES && self.lan_out.is_hungry();
         let last = self.parser.is_past_ram() && !self.batch.is_empty();
-        self.takes_more || enough || last
+        self.takes_more || enough || last || !self.needs.is_empty()
     }
 
     /// What the network carries next: what is urgent, what was asked for, what only it can carry; and what
