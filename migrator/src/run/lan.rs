@@ -20,8 +20,12 @@ use crate::core::wire::{self, Frames, Kind, PREFACE_BYTES};
 /// Frames that wait for the network. What waits here waits before anything more urgent, and QEMU takes
 /// it for sent: four batches of 128 KiB are 42 ms at 100 Mbit/s, and one is gathered behind them. Fewer would let the network run dry between two wake-ups.
 const FRAMES_QUEUED: usize = 4;
-/// Bytes that the kernel keeps unsent, for the same reason: sent and unacknowledged ones do not count.
+/// Bytes that the kernel keeps unsent, for the same reason: sent and unacknowledged ones do not count. They last for so
+/// long, or a busy host that lets us wait for a CPU would let the network run dry; before its rate is known, and at the
+/// most, they are …
+const UNSENT_SECONDS: f64 = 0.01;
 const UNSENT_BYTES: u32 = 128 << 10;
+const UNSENT_BYTES_MAX: u32 = 4 << 20;
 /// How often the kernel is asked what of the network was in use.
 const USE_ASKED: Duration = Duration::from_millis(10);
 /// Unacknowledged data, or silence in the face of probes, for so long means that the peer is lost. Shorter would
@@ -193,9 +197,17 @@ async fn write_frames(
             let sent = tcp_info::sent(write.as_ref().as_fd());
             stats.acked.store(sent.bytes, Ordering::Relaxed);
             stats.busy_us.store(sent.busy_us, Ordering::Relaxed);
+            // One that stays as it was only makes the network less sure to be busy.
+            let _ = socket2::SockRef::from(write.as_ref()).set_tcp_notsent_lowat(unsent(sent));
         }
     }
     let _ = write.shutdown().await;
+}
+
+/// How many bytes the kernel shall keep unsent.
+fn unsent(sent: tcp_info::Sent) -> u32 {
+    let rate = sent.bytes as f64 * 1e6 / sent.busy_us.max(1) as f64;
+    ((rate * UNSENT_SECONDS) as u32).clamp(UNSENT_BYTES, UNSENT_BYTES_MAX)
 }
 
 /// The peer's reason, made fit for a terminal.
@@ -204,4 +216,18 @@ pub(super) fn abort_reason(body: &[u8]) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_much_is_unsent_as_the_network_carries_in_ten_milliseconds() {
+        let sent = |bytes, busy_us| tcp_info::Sent { bytes, busy_us };
+        assert_eq!(unsent(sent(0, 0)), UNSENT_BYTES);
+        assert_eq!(unsent(sent(12_500_000, 1_000_000)), UNSENT_BYTES);
+        assert_eq!(unsent(sent(125_000_000, 1_000_000)), 1_250_000);
+        assert_eq!(unsent(sent(u64::MAX, 1)), UNSENT_BYTES_MAX);
+    }
 }
