@@ -73,6 +73,9 @@ impl Transfer<'_> {
     /// Takes what only the network can carry, and of what storage could carry as well only when there is nothing else.
     pub(super) fn take_more(&mut self) -> anyhow::Result<()> {
         for _ in 0..LOOKS_MAX {
+            if !self.dispatcher.can_go_ahead() {
+                break;
+            }
             let mut pages = Vec::with_capacity(PIECE_PAGES);
             self.dispatcher.look_ahead(PIECE_PAGES, &mut pages);
             let before = self.batch.len();
