@@ -1,12 +1,9 @@
-//! The digest that joins what storage holds to what QEMU sent: AES-128(POLYVAL(page)), two fresh random keys per
-//! migration (as in RFC 8452, without its nonce). Two pages that were chosen without the keys have one digest with probability
-//! 2^-120 (256 blocks, 2^-128 each); the cipher keeps a digest on the LAN from telling the hash's key. A guest
-//! cannot prepare a collision for keys it does not know, so they must never be derived from anything a guest can see.
+//! The digest that joins what storage holds to what QEMU sent: AEGIS-128L's MAC of a page, with a fresh random key and
+//! nonce per migration. It is a MAC, not a hash: two pages that were chosen without the key have one digest with probability
+//! 2^-128 (draft-irtf-cfrg-aegis-aead), with it they are easily made. A guest cannot prepare a collision for a key it does
+//! not know, so it must never be derived from anything a guest can see.
 
-use aes::Aes128;
-use aes::cipher::{BlockCipherEncrypt, KeyInit};
-use polyval::Polyval;
-use polyval::universal_hash::UniversalHash;
+use aegis::aegis128l::Aegis128LMac;
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -52,25 +49,24 @@ impl Digests {
     }
 }
 
-/// The keys of one migration: 32 bytes that only the two hosts know, the hash's and the cipher's.
+type Mac = Aegis128LMac<16>;
+
+/// What the digests of one migration depend on: 32 bytes that only the two hosts know, the MAC's key and its nonce.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(from = "[u8; 32]", into = "[u8; 32]")]
 pub struct DigestKey {
     bytes: [u8; 32],
-    hash: Polyval,
-    cipher: Aes128,
+    mac: Mac,
 }
 
 impl From<[u8; 32]> for DigestKey {
     fn from(bytes: [u8; 32]) -> DigestKey {
-        let ([hash, cipher], []) = bytes.as_chunks::<16>() else {
+        let ([key, nonce], []) = bytes.as_chunks::<16>() else {
             unreachable!("32 bytes are twice 16")
         };
-        DigestKey {
-            bytes,
-            hash: Polyval::new(hash.into()),
-            cipher: Aes128::new(cipher.into()),
-        }
+        // Of AEGIS' functions only this one may see many pages with one key and nonce.
+        let mac = Mac::new_with_nonce(key, nonce);
+        DigestKey { bytes, mac }
     }
 }
 
@@ -81,7 +77,7 @@ impl From<DigestKey> for [u8; 32] {
 }
 
 impl DigestKey {
-    /// Fresh keys from the kernel's random numbers.
+    /// A fresh key from the kernel's random numbers.
     pub fn fresh() -> std::io::Result<DigestKey> {
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes).map_err(std::io::Error::other)?;
@@ -90,11 +86,9 @@ impl DigestKey {
 
     /// The digest of `page`.
     pub fn digest(&self, page: &[u8; PAGE_BYTES]) -> Digest {
-        let mut hash = self.hash.clone();
-        hash.update_padded(page);
-        let mut digest = hash.finalize();
-        self.cipher.encrypt_block(&mut digest);
-        Digest(digest.into())
+        let mut mac = self.mac.clone();
+        mac.update(page);
+        Digest(mac.finalize())
     }
 }
 
@@ -109,30 +103,17 @@ impl std::fmt::Debug for DigestKey {
 mod tests {
     use super::*;
 
-    /// RFC 8452, appendix A, works with POLYVAL block by block; this is its definition, bit by bit: x^128 + x^127 +
-    /// x^126 + x^121 + 1, and x^-128 with each multiplication.
-    fn multiplied(a: u128, b: u128) -> u128 {
-        let mut product = 0;
-        for bit in 0..128 {
-            product ^= if a >> bit & 1 == 1 { b } else { 0 };
-            let carry = product & 1;
-            product >>= 1;
-            product ^= carry * (1 << 127 | 1 << 126 | 1 << 125 | 1 << 120);
-        }
-        product
-    }
-
     #[test]
-    fn a_digest_is_the_enciphered_polynomial_of_its_page() {
-        let key: [u8; 32] = std::array::from_fn(|at| at as u8 * 7 + 1);
-        let page: [u8; PAGE_BYTES] = std::array::from_fn(|at| (at * at / 7) as u8);
-        let hash_key = u128::from_le_bytes(*key.first_chunk().unwrap());
-        let hash = page.as_chunks().0.iter().fold(0, |hash, block| {
-            multiplied(hash ^ u128::from_le_bytes(*block), hash_key)
-        });
-        let mut block = hash.to_le_bytes().into();
-        Aes128::new(key.last_chunk::<16>().unwrap().into()).encrypt_block(&mut block);
-        assert_eq!(DigestKey::from(key).digest(&page), Digest(block.into()));
+    fn the_mac_is_the_one_of_the_draft() {
+        // draft-irtf-cfrg-aegis-aead, "AEGISMAC-128L Test Vector".
+        let mut key = [0; 32];
+        key[..2].copy_from_slice(&[0x10, 0x01]);
+        key[16..19].copy_from_slice(&[0x10, 0x00, 0x02]);
+        let data: [u8; 35] = std::array::from_fn(|at| at as u8);
+        let mut mac = DigestKey::from(key).mac;
+        mac.update(&data);
+        let tag = u128::from_be_bytes(mac.finalize());
+        assert_eq!(tag, 0xd3f0_9b28_42ad_3016_87d6_902c_921d_7818);
     }
 
     #[test]
