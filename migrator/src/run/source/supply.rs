@@ -16,8 +16,9 @@ use crate::run::batch::BATCH_BYTES;
 const THIN_BYTES: usize = 8 << 10;
 /// Pages taken or answered at a time: pieces small enough that both suppliers end together.
 const PIECE_PAGES: usize = 16;
-/// Pieces of zero pages looked at before something else is taken.
-const LOOKS_MAX: usize = 16;
+/// Pieces of zero pages looked at before something else is taken: reading them, page faults of the guest's untouched RAM
+/// included, must not last longer than the network is busy with what is taken then (64 KiB, 0.5 ms at 1 Gbit/s).
+const LOOKS_MAX: usize = 4;
 
 /// What the core makes of a page that was read from guest RAM.
 type Recorder = for<'a> fn(&mut Dispatcher, RamPage, &'a [u8; PAGE_BYTES]) -> Option<Record<'a>>;
