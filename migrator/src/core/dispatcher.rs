@@ -22,8 +22,13 @@ enum State {
     Ahead,
     /// Emitted as a claim of this digest, not answered yet. Open.
     Claimed,
+    /// The destination lacks what was claimed, and will be answered. Open.
+    Needed,
     /// The last emission has this digest and the destination has it.
     Met,
+    /// The last emission has this digest and went with its content, which settles it: what the destination said before it
+    /// had that is no news.
+    Sent,
 }
 
 /// How an emission is told.
@@ -42,7 +47,7 @@ pub enum Telling {
 pub struct Counts {
     /// Emissions sent with content.
     pub content: u64,
-    /// Emissions sent as a claim.
+    /// Emissions of the plan's pages sent as a claim.
     pub claimed: u64,
     /// Emissions of zero pages.
     pub zero: u64,
@@ -71,7 +76,7 @@ pub struct Dispatcher {
     seen: Bitmap,
     /// Pages that QEMU has not emitted yet.
     unseen: u32,
-    /// Pages that are [`State::Planned`] or [`State::Claimed`].
+    /// Pages that are [`State::Planned`], [`State::Claimed`] or [`State::Needed`].
     open: u32,
     /// Positions from here on are stolen.
     back: u32,
@@ -129,7 +134,9 @@ impl Dispatcher {
     /// QEMU emitted `page` as all zero.
     pub fn emit_zero(&mut self, page: RamPage) {
         self.see(page);
-        self.become_plain(page);
+        let was_ahead = self.state[page.index()] == State::Ahead;
+        self.counts.ahead_in_vain += u64::from(was_ahead);
+        self.set_state(page, State::Plain);
         self.counts.zero += 1;
     }
 
@@ -137,10 +144,6 @@ impl Dispatcher {
     pub fn emit(&mut self, page: RamPage, content: &[u8; PAGE_BYTES]) -> Telling {
         self.see(page);
         let state = self.state[page.index()];
-        if state == State::Plain {
-            self.counts.content += 1;
-            return Telling::Content;
-        }
         let digest = self.key.digest(content);
         let same = digest == self.digests.get(page);
         match state {
@@ -151,23 +154,18 @@ impl Dispatcher {
                 self.set(page, State::Met, digest);
                 Telling::Claim(digest)
             }
-            State::Claimed | State::Met if same => {
+            // A page that was dirtied and holds what it held.
+            State::Claimed | State::Needed | State::Met | State::Sent if same => {
                 self.counts.unchanged += 1;
                 Telling::Nothing
             }
-            State::Plain | State::Ahead | State::Early | State::Claimed | State::Met => {
-                self.become_plain(page);
+            _ => {
+                self.counts.ahead_in_vain += u64::from(state == State::Ahead);
+                self.set(page, State::Sent, digest);
                 self.counts.content += 1;
                 Telling::Content
             }
         }
-    }
-
-    /// What was emitted is not what was sent ahead, or is not to be remembered.
-    fn become_plain(&mut self, page: RamPage) {
-        let was_ahead = self.state[page.index()] == State::Ahead;
-        self.counts.ahead_in_vain += u64::from(was_ahead);
-        self.set_state(page, State::Plain);
     }
 
     /// The destination reported what became of `page`. Whether the page must now be read and
@@ -180,8 +178,11 @@ impl Dispatcher {
             (Outcome::Met, State::Claimed) => {
                 self.set(page, State::Met, self.digests.get(page));
             }
-            (Outcome::Need, State::Claimed | State::Met) => return true,
-            // The page was emitted or stolen while the report was under way: that settled it.
+            (Outcome::Need, State::Claimed | State::Met) => {
+                self.set_state(page, State::Needed);
+                return true;
+            }
+            // The page was emitted or stolen while the report was under way, which settled it, or it is being answered.
             _ => {}
         }
         false
@@ -203,8 +204,8 @@ impl Dispatcher {
                 self.set_state(page, State::Plain);
                 false
             }
-            State::Claimed | State::Met => true,
-            State::Plain | State::Ahead | State::Early => false,
+            State::Claimed | State::Needed | State::Met => true,
+            State::Plain | State::Ahead | State::Early | State::Sent => false,
         }
     }
 
@@ -274,12 +275,12 @@ impl Dispatcher {
     /// The content of a claimed page, if guest RAM still holds what was claimed. If not, the guest has written
     /// to it since the emission, so QEMU will emit it again.
     fn fulfil<'a>(&mut self, page: RamPage, bytes: &'a [u8; PAGE_BYTES]) -> Option<Record<'a>> {
-        if !matches!(self.state[page.index()], State::Claimed | State::Met) {
+        if !matches!(self.state[page.index()], State::Claimed | State::Needed) {
             return None;
         }
         let claimed = self.digests.get(page);
         if self.key.digest(bytes) == claimed {
-            self.set(page, State::Met, claimed);
+            self.set_state(page, State::Sent);
             return Some(Record::Content(page, bytes));
         }
         self.set_state(page, State::Plain);
@@ -308,7 +309,10 @@ impl Dispatcher {
     }
 
     fn set_state(&mut self, page: RamPage, state: State) {
-        let open = |state| u32::from(matches!(state, State::Planned | State::Claimed));
+        let open = |state| {
+            let is_open = matches!(state, State::Planned | State::Claimed | State::Needed);
+            u32::from(is_open)
+        };
         let was = std::mem::replace(&mut self.state[page.index()], state);
         self.open = self.open - open(was) + open(state);
     }
@@ -349,7 +353,9 @@ mod tests {
         assert_eq!(dispatcher.emit(P, A), Telling::Claim(digest(A)));
         assert_eq!(dispatcher.emit(P, A), Telling::Nothing);
         assert_eq!(dispatcher.emit(P, B), Telling::Content);
-        assert_eq!(dispatcher.emit(P, B), Telling::Content);
+        assert_eq!(dispatcher.emit(P, B), Telling::Nothing);
+        assert_eq!(dispatcher.emit(P, A), Telling::Content);
+        assert_eq!(dispatcher.counts().unchanged, 2);
 
         let mut dispatcher = planned();
         dispatcher.report(P, Outcome::Have(digest(B)));
@@ -364,12 +370,30 @@ mod tests {
         assert_eq!(dispatcher.emit(P, A), Telling::Claim(digest(A)));
         assert_eq!(dispatcher.open(), 2);
         assert!(dispatcher.report(P, Outcome::Need));
+        // Once asked for, it is answered once.
+        assert!(!dispatcher.report(P, Outcome::Need));
+        assert_eq!(dispatcher.emit(P, A), Telling::Nothing);
         assert_eq!(dispatcher.answer(P, B), Some(Record::Dirtied(P)));
         assert_eq!(dispatcher.answer(P, A), None);
         assert_eq!(
             (dispatcher.open(), dispatcher.emit(P, A)),
             (1, Telling::Content)
         );
+    }
+
+    #[test]
+    fn a_need_that_its_page_has_crossed_is_no_news() {
+        let mut dispatcher = planned();
+        let (content, last) = (Some(Record::Content(P, A)), RamPage(3));
+        assert_eq!(dispatcher.emit(P, A), Telling::Claim(digest(A)));
+        let mut pages = vec![];
+        dispatcher.steal(8, &mut pages);
+        assert_eq!(pages, [last, P]);
+        assert_eq!(dispatcher.stolen(P, A), content);
+        // The content settles it, and the destination takes no page behind the end of RAM.
+        assert!(!dispatcher.report(P, Outcome::Need));
+        assert_eq!(dispatcher.answer(P, A), None);
+        assert_eq!(dispatcher.emit(P, A), Telling::Nothing);
     }
 
     #[test]

@@ -77,6 +77,8 @@ struct World {
     back: u32,
     reading: Vec<ReadOp>,
     ram_ended: bool,
+    /// QEMU has all pages and gets its devices: it takes no page any more.
+    device: bool,
     disk: Vec<u8>,
     answers: Vec<Answer>,
     /// Claims and steals that were seen, so that a run which tested nothing can be told.
@@ -125,6 +127,7 @@ impl World {
             got: vec![0; PAGES as usize],
             reading: vec![],
             ram_ended: false,
+            device: false,
             disk,
             answers,
             met: 0,
@@ -283,10 +286,12 @@ impl World {
             }
             _ => {
                 for record in parse_pages(body, PAGES) {
+                    assert!(!self.device, "a page behind the end of RAM");
                     self.destination_takes(&record.unwrap());
                 }
             }
         }
+        self.device |= self.ram_ended && self.assembler.is_settled();
     }
 
     fn destination_takes(&mut self, record: &Record<'_>) {

@@ -27,6 +27,9 @@ impl Batch {
 
     /// Adds a record, whose content is a part of `owner`.
     pub(super) fn record(&mut self, record: &Record<'_>, owner: &Bytes) {
+        if !self.pages.has_room() {
+            self.close();
+        }
         self.pages.push(record, owner);
     }
 

@@ -210,14 +210,6 @@ fn unsent(sent: tcp_info::Sent) -> u32 {
     ((rate * UNSENT_SECONDS) as u32).clamp(UNSENT_BYTES, UNSENT_BYTES_MAX)
 }
 
-/// The peer's reason, made fit for a terminal.
-pub(super) fn abort_reason(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&body[..body.len().min(1000)]).into_owned();
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,7 +10,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::introspect::{Introspected, ram_blocks};
 use super::journal::{Journal, Promise, Side};
-use super::lan::{self, LanIn, LanOut, abort_reason};
+use super::lan::{self, LanIn, LanOut};
 use super::progress::Progress;
 use super::qemu;
 use super::source::{Guest, Outcome, Outgoing, Transfer};
@@ -209,7 +209,7 @@ async fn greet(to: &str, hello: &Hello) -> anyhow::Result<(LanIn, LanOut, Welcom
             let welcome = wire::parse_message(Kind::Welcome, &body)?;
             Ok((lan_in, lan_out, welcome))
         }
-        (Kind::Abort, body) => bail!("the destination refuses: {}", abort_reason(&body)),
+        (Kind::Abort, body) => bail!("the destination refuses: {}", wire::abort_reason(&body)),
         (kind, _) => bail!("the destination answered with {kind:?} instead of a welcome"),
     }
 }

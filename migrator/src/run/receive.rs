@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use super::Interrupts;
 use super::destination::{Incoming, Outcome, Transfer};
 use super::journal::{Journal, Promise, Side};
-use super::lan::{self, LanIn, LanOut, abort_reason};
+use super::lan::{self, LanIn, LanOut};
 use super::qemu;
 use super::rehearsal;
 use super::storage::{self, Disks, Storage};
@@ -27,6 +27,9 @@ const HELLO_WAIT: Duration = Duration::from_secs(5);
 
 /// A rehearsal takes seconds, also where the plan is long. One that hangs keeps others waiting no longer than this.
 const REHEARSAL_MAX: Duration = Duration::from_secs(60);
+
+/// How often disks are tried that cannot be opened after a rehearsal.
+const REOPENED_EVERY: Duration = Duration::from_secs(1);
 
 /// What the operator asked for.
 #[derive(Debug)]
@@ -66,8 +69,7 @@ pub async fn receive(
             break (lan, hello);
         }
         rehearse(&qmp, lan, &hello, disks, options, &mut interrupts).await?;
-        let opened = Disks::open(&qmp, &options.disks, &options.qemu_nbd).await;
-        disks = opened.context("the disks cannot be opened again after a rehearsal")?;
+        disks = reopen(&qmp, options, &mut interrupts).await?;
     };
     drop(listener);
     let agreed = agree(&qmp, lan, &hello, disks, options).await;
@@ -122,11 +124,11 @@ async fn agree(
     let (table, storage, welcome) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
-            lan_out
-                .send(wire::frame(Kind::Abort, format!("{error:#}").as_bytes()))
-                .await?;
+            // It may repeat the names in the Hello, which go to this terminal as well.
+            let reason = wire::abort_reason(format!("{error:#}").as_bytes());
+            lan_out.send(wire::abort_frame(&reason)).await?;
             lan_out.finish().await;
-            return Err(error);
+            bail!(reason);
         }
     };
     lan_out
@@ -171,6 +173,29 @@ async fn rehearse(
         Err(_) => super::note("a rehearsal took too long, waiting on"),
     }
     Ok(())
+}
+
+/// The disks once more, after a rehearsal has used them up. Storage that is away for a while ends nothing.
+async fn reopen(
+    qmp: &Qmp,
+    options: &Options,
+    interrupts: &mut Interrupts,
+) -> anyhow::Result<Disks> {
+    let mut noted = false;
+    loop {
+        let opened = Disks::open(qmp, &options.disks, &options.qemu_nbd).await;
+        match opened {
+            Ok(disks) => return Ok(disks),
+            Err(error) if !std::mem::replace(&mut noted, true) => super::note(&format!(
+                "after the rehearsal the disks cannot be opened, trying on: {error:#}"
+            )),
+            Err(_) => {}
+        }
+        tokio::select! {
+            () = tokio::time::sleep(REOPENED_EVERY) => {}
+            () = interrupts.next() => bail!("interrupted after a rehearsal; QEMU waits on"),
+        }
+    }
 }
 
 /// Refuses a QEMU that cannot receive.
@@ -261,7 +286,7 @@ async fn receive_plan(
                 runs.extend(more.iter().map(PlanRun::from));
             }
             (Kind::PlanEnd, _) => return Ok(Plan::new(runs, table.pages(), disk_bytes)?),
-            (Kind::Abort, body) => bail!("the source gave up: {}", abort_reason(&body)),
+            (Kind::Abort, body) => bail!("the source gave up: {}", wire::abort_reason(&body)),
             (kind, _) => bail!("the source sent {kind:?} instead of the plan"),
         }
     }

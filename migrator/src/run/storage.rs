@@ -14,6 +14,8 @@ use crate::disks::{self, HostDisk};
 use crate::qmp::Qmp;
 
 const SECTOR_BYTES: u64 = 512;
+/// Firmware's tables have some hundred KiB; QEMU lets them grow to a few MiB.
+const ROM_BYTES_MAX: u64 = 64 << 20;
 
 /// The disks of the destination QEMU, opened where that is possible.
 #[derive(Debug)]
@@ -255,13 +257,11 @@ pub async fn check_ram(qmp: &Qmp, source: &[RamBlock]) -> anyhow::Result<()> {
     let ramblock = qmp.hmp("info ramblock").await?;
     let layout = vmi::RamLayout::parse(&mtree, &ramblock)?;
     for block in source {
-        // Blobs that firmware reads through fw_cfg are resizable: QEMU makes them fit while loading.
-        if block.idstr.starts_with("/rom@") {
-            continue;
-        }
         let here = layout.blocks.iter().find(|here| here.name == block.idstr);
+        // Blobs that firmware reads through fw_cfg are resizable: QEMU makes them fit while loading.
+        let is_rom = block.idstr.starts_with("/rom@") && block.bytes <= ROM_BYTES_MAX;
         ensure!(
-            here.is_some_and(|here| here.used_bytes == block.bytes),
+            here.is_some_and(|here| is_rom || here.used_bytes == block.bytes),
             "the source's RAM block {} has {} bytes, the destination's {}; start the destination QEMU \
              with the source's machine type, -m and memory options",
             block.idstr,

@@ -46,11 +46,6 @@ impl RamWriter {
         self.out.copy(&[0]);
     }
 
-    /// Bytes written and not yet taken.
-    pub fn len(&self) -> usize {
-        self.out.len()
-    }
-
     /// Whether nothing waits to be taken.
     pub fn is_empty(&self) -> bool {
         self.out.is_empty()

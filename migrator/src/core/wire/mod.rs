@@ -14,7 +14,7 @@ use super::digest::DigestKey;
 use super::plan::PlanRun;
 use super::ram::{RamBlock, RamPage};
 pub use frames::{Frames, READ_BYTES};
-pub use pages::{PagesFrame, Record, parse_pages};
+pub use pages::{PagesFrame, Record, ZERO_PAGES_MAX, parse_pages};
 pub use reports::{Outcome, Report};
 
 /// The protocol's versions that this program speaks, best last.
@@ -182,6 +182,22 @@ pub fn frame(kind: Kind, body: &[u8]) -> Vec<u8> {
     frame.extend_from_slice(Header::new(kind, len as u32).as_bytes());
     frame.extend_from_slice(body);
     frame
+}
+
+/// Bytes of a reason that are sent, and shown: enough for a message, too few to flood a terminal with.
+const REASON_BYTES_MAX: usize = 1000;
+
+/// An [`Kind::Abort`] with its reason, which may repeat what the peer has said: of any length, and of any bytes.
+pub fn abort_frame(reason: &str) -> Vec<u8> {
+    frame(Kind::Abort, abort_reason(reason.as_bytes()).as_bytes())
+}
+
+/// The reason in an [`Kind::Abort`]'s body, made fit for a terminal and for a frame.
+pub fn abort_reason(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&body[..body.len().min(REASON_BYTES_MAX)]);
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
 }
 
 /// A frame whose body is `message` in postcard's encoding.

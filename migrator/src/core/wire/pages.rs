@@ -10,6 +10,10 @@ use crate::core::digest::Digest;
 use crate::core::pieces::Pieces;
 use crate::core::ram::{PAGE_BYTES, RamPage};
 
+/// Zero pages that a [`Kind::Pages`] frame may tell of: eight bytes are any number of them, and the destination QEMU is
+/// told of each in nine.
+pub const ZERO_PAGES_MAX: u32 = 1 << 20;
+
 /// What the source tells of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Record<'a> {
@@ -40,13 +44,18 @@ pub struct PagesFrame {
     frame: Pieces,
     /// Where the last record's head is when it is a run of zero pages that may grow.
     zeros: Option<usize>,
+    zero_pages: u32,
 }
 
 impl Default for PagesFrame {
     fn default() -> PagesFrame {
         let mut frame = Pieces::default();
         frame.copy(Header::new(Kind::Pages, 0).as_bytes());
-        PagesFrame { frame, zeros: None }
+        PagesFrame {
+            frame,
+            zeros: None,
+            zero_pages: 0,
+        }
     }
 }
 
@@ -61,11 +70,21 @@ impl PagesFrame {
         self.len() == 0
     }
 
+    /// Whether one more record of any kind fits.
+    pub fn has_room(&self) -> bool {
+        let longest = size_of::<RecordHead>() + PAGE_BYTES;
+        self.len() + longest <= BODY_BYTES_MAX
+            && self.zero_pages <= ZERO_PAGES_MAX - u32::from(u16::MAX)
+    }
+
     /// Adds a record, whose content is a part of `owner`; zero pages that are neighbours become one.
     ///
     /// # Panics
     /// When it has content that is no part of `owner`.
     pub fn push(&mut self, record: &Record<'_>, owner: &Bytes) {
+        if let Record::Zero(_, count) = record {
+            self.zero_pages += u32::from(*count);
+        }
         let (page, count, kind) = match record {
             Record::Zero(page, count) if self.grow_zeros(*page, *count) => return,
             Record::Zero(page, count) => (page, *count, 1),

@@ -198,3 +198,32 @@ fn the_longest_frame_is_as_much_as_room_is_made_for() {
     frames.room().extend_from_slice(&too_long);
     assert!(frames.take().is_err());
 }
+
+#[test]
+fn a_reason_of_any_length_and_any_bytes_fits_a_frame_and_a_terminal() {
+    let frame = abort_frame(&"\u{1}ü\u{1b}[31m".repeat(BODY_BYTES_MAX));
+    let (header, body) = frame.split_first_chunk().unwrap();
+    assert_eq!(parse_header(header).unwrap(), (Kind::Abort, body.len()));
+    let reason = abort_reason(body);
+    assert!(reason.len() <= 1100 && reason.starts_with(" ü [31m"));
+    assert!(!reason.contains(char::is_control));
+}
+
+#[test]
+fn a_frame_has_room_for_no_more_zero_pages_than_the_peer_takes() {
+    let (mut frame, owner) = (PagesFrame::default(), Bytes::new());
+    let mut zero_pages = 0;
+    while frame.has_room() {
+        frame.push(&Record::Zero(RamPage(7), u16::MAX), &owner);
+        zero_pages += u32::from(u16::MAX);
+    }
+    assert!(zero_pages <= ZERO_PAGES_MAX && zero_pages > ZERO_PAGES_MAX / 2);
+    let (mut frame, owner) = (PagesFrame::default(), Bytes::from(vec![1; PAGE_BYTES]));
+    while frame.has_room() {
+        frame.push(
+            &Record::Content(RamPage(7), owner.first_chunk().unwrap()),
+            &owner,
+        );
+    }
+    assert!(frame.finish().len() <= BODY_BYTES_MAX + HEADER_BYTES);
+}

@@ -114,7 +114,7 @@ impl Feed {
 
     /// Records of pages, as the source sent them.
     pub(super) fn pages(&mut self, body: &Bytes) -> anyhow::Result<()> {
-        let mut zero_left = self.table.pages();
+        let mut zero_left = wire::ZERO_PAGES_MAX;
         for record in wire::parse_pages(body, self.table.pages()) {
             let record = record?;
             let Stage::Ram(writer) = &mut self.stage else {
@@ -125,7 +125,7 @@ impl Feed {
                 Record::Zero(page, count) => {
                     // Nine bytes for QEMU each, from eight for any number of them.
                     let left = zero_left.checked_sub(count.into());
-                    zero_left = left.context("a frame of more zero pages than the guest has")?;
+                    zero_left = left.context("a frame of too many zero pages")?;
                     (page.0..page.0 + u32::from(count)).for_each(|page| writer.zero(RamPage(page)));
                     continue;
                 }

@@ -61,7 +61,8 @@ impl Transfer<'_> {
                     }
                     DestinationAction::SendAborted => {
                         let reason = self.why.as_ref().map(|why| format!("{why:#}"));
-                        self.tell(Kind::Abort, reason.unwrap_or_default().as_bytes());
+                        let frame = wire::abort_frame(&reason.unwrap_or_default());
+                        self.control.push_back(frame);
                     }
                     DestinationAction::End(end) => return Some(end),
                 }

@@ -18,7 +18,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio::time::Instant;
 
 use super::journal::{Journal, Promise};
-use super::lan::{LanIn, LanOut, abort_reason};
+use super::lan::{LanIn, LanOut};
 use super::qemu;
 use super::storage::Storage;
 use super::{Interrupts, TICK, write_pieces};
@@ -271,8 +271,9 @@ impl<'a> Transfer<'a> {
             read = self.qemu_in.read(&mut bytes), if self.return_path_open => {
                 Wake::ReturnPath(read, bytes)
             }
-            wake = page_traffic(&mut self.reads, &mut self.lan_in) => wake,
+            // Before the traffic, which may never pause: the source waits for what is asked for.
             permit = reports_are_due, if !self.feed.reports.is_empty() => Wake::Room(permit),
+            wake = page_traffic(&mut self.reads, &mut self.lan_in) => wake,
         }
     }
 
@@ -332,7 +333,7 @@ impl<'a> Transfer<'a> {
             }
             Kind::Abort => {
                 self.why
-                    .get_or_insert(anyhow!("the source gave up: {}", abort_reason(body)));
+                    .get_or_insert(anyhow!("the source gave up: {}", wire::abort_reason(body)));
                 return Ok(Some(DestinationEvent::PeerAborted));
             }
             other => bail!("the source sent {other:?} in the middle of a migration"),

@@ -14,7 +14,7 @@ use crate::core::prediction::{Dirtied, Endless, Measured, Prediction};
 use crate::core::ram::PAGE_BYTES;
 use crate::core::wire::{self, Kind, Sampled};
 use crate::run::introspect::Introspected;
-use crate::run::lan::{LanIn, LanOut, abort_reason};
+use crate::run::lan::{LanIn, LanOut};
 use crate::run::migrate::{Options, agree, random};
 use crate::run::summary::Use;
 use crate::run::{note, qemu};
@@ -130,7 +130,7 @@ async fn answer(
     let frame = frames.recv().await;
     match frame.context("the destination closed the connection in the rehearsal")?? {
         (Kind::Sampled, body) => Ok(wire::parse_message(Kind::Sampled, &body)?),
-        (Kind::Abort, body) => bail!("the destination gave up: {}", abort_reason(&body)),
+        (Kind::Abort, body) => bail!("the destination gave up: {}", wire::abort_reason(&body)),
         (kind, _) => bail!("the destination sent {kind:?} in a rehearsal"),
     }
 }

@@ -10,7 +10,6 @@ use super::Transfer;
 use crate::core::handover::SourceEvent;
 use crate::core::wire::{self, Kind, Report};
 use crate::qmp::Event;
-use crate::run::lan::abort_reason;
 use crate::run::qemu;
 
 impl Transfer<'_> {
@@ -46,7 +45,7 @@ impl Transfer<'_> {
                 return Ok(Some(SourceEvent::PeerRunning));
             }
             Kind::Abort => {
-                let reason = abort_reason(body);
+                let reason = wire::abort_reason(body);
                 self.why
                     .get_or_insert(anyhow!("the destination gave up: {reason}"));
                 return Ok(Some(SourceEvent::PeerAborted));

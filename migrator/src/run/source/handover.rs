@@ -32,8 +32,7 @@ impl Transfer<'_> {
                     SourceAction::SendAbort => {
                         let reason = self.why.as_ref().map(|why| format!("{why:#}"));
                         let reason = reason.unwrap_or_default();
-                        self.control
-                            .push_back(wire::frame(Kind::Abort, reason.as_bytes()));
+                        self.control.push_back(wire::abort_frame(&reason));
                         self.deadline = Some(Instant::now() + RETREAT_WAIT);
                     }
                     SourceAction::ResumeGuest => {
