@@ -15,7 +15,7 @@ pub struct Summary {
     pub san_bytes: u64,
     /// Emissions that went with their content.
     pub pages_content: u64,
-    /// Emissions that went as a digest.
+    /// Emissions that went as a digest, of pages that storage could supply.
     pub pages_claimed: u64,
     /// Emissions of zero pages.
     pub pages_zero: u64,

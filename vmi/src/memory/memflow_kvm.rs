@@ -41,3 +41,16 @@ pub fn memflow_kvm(_pid: i32) -> Result<Arc<dyn GuestMemory>, MemoryError> {
             .into(),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn memflow_kvm_says_what_it_lacks() {
+        let lacks = super::memflow_kvm(1).err().unwrap().to_string();
+        let expected = match cfg!(feature = "memflow-kvm") {
+            true => "cannot open /dev/memflow",
+            false => "--features memflow-kvm",
+        };
+        assert!(lacks.contains(expected), "{lacks}");
+    }
+}
