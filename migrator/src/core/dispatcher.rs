@@ -159,7 +159,13 @@ impl Dispatcher {
                 self.counts.unchanged += 1;
                 Telling::Nothing
             }
-            _ => {
+            State::Plain
+            | State::Early
+            | State::Ahead
+            | State::Claimed
+            | State::Needed
+            | State::Met
+            | State::Sent => {
                 self.counts.ahead_in_vain += u64::from(state == State::Ahead);
                 self.set(page, State::Sent, digest);
                 self.counts.content += 1;
@@ -175,9 +181,7 @@ impl Dispatcher {
         match (outcome, state) {
             (Outcome::Have(digest), State::Planned) => self.set(page, State::Early, digest),
             (Outcome::Lost, State::Planned) => self.set_state(page, State::Plain),
-            (Outcome::Met, State::Claimed) => {
-                self.set(page, State::Met, self.digests.get(page));
-            }
+            (Outcome::Met, State::Claimed) => self.set_state(page, State::Met),
             (Outcome::Need, State::Claimed | State::Met) => {
                 self.set_state(page, State::Needed);
                 return true;

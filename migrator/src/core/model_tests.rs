@@ -291,6 +291,10 @@ impl World {
                 }
             }
         }
+        self.destination_may_end();
+    }
+
+    fn destination_may_end(&mut self) {
         self.device |= self.ram_ended && self.assembler.is_settled();
     }
 
@@ -360,6 +364,7 @@ impl World {
             };
             self.report(*at, verdict.report);
         }
+        self.destination_may_end();
     }
 
     fn step(&mut self, step: u8, argument: u8) {

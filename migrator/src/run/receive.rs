@@ -112,7 +112,7 @@ struct Agreed {
     storage: Storage,
 }
 
-/// Answers the source's Hello, and takes its plan.
+/// Answers the source's Hello, and takes its plan. A source that is refused is told why.
 async fn agree(
     qmp: &Qmp,
     (mut lan_in, lan_out): (LanIn, LanOut),
@@ -120,28 +120,30 @@ async fn agree(
     disks: Disks,
     options: &Options,
 ) -> anyhow::Result<Agreed> {
-    let prepared = prepare(qmp, hello, disks, options).await;
-    let (table, storage, welcome) = match prepared {
-        Ok(prepared) => prepared,
-        Err(error) => {
-            // It may repeat the names in the Hello, which go to this terminal as well.
-            let reason = wire::abort_reason(format!("{error:#}").as_bytes());
-            lan_out.send(wire::abort_frame(&reason)).await?;
-            lan_out.finish().await;
-            bail!(reason);
-        }
+    let agree = async {
+        let (table, storage, welcome) = prepare(qmp, hello, disks, options).await?;
+        let frame = wire::message_frame(Kind::Welcome, &welcome);
+        lan_out.send(frame).await?;
+        let plan = receive_plan(&mut lan_in, &table, &storage.disk_bytes(&hello.disks)).await?;
+        anyhow::Ok((table, storage, welcome, plan))
     };
-    lan_out
-        .send(wire::message_frame(Kind::Welcome, &welcome))
-        .await?;
-    let plan = receive_plan(&mut lan_in, &table, &storage.disk_bytes(&hello.disks)).await?;
-    Ok(Agreed {
-        welcome,
-        lan: (lan_in, lan_out),
-        plan,
-        table,
-        storage,
-    })
+    match agree.await {
+        Ok((table, storage, welcome, plan)) => Ok(Agreed {
+            welcome,
+            lan: (lan_in, lan_out),
+            plan,
+            table,
+            storage,
+        }),
+        Err(error) => {
+            // It may repeat what the peer has said, which goes to this terminal as well.
+            let reason = wire::abort_reason(format!("{error:#}").as_bytes());
+            // A source that is gone does not hear it.
+            let _ = lan_out.send(wire::abort_frame(&reason)).await;
+            lan_out.finish().await;
+            bail!(reason)
+        }
+    }
 }
 
 /// Serves one rehearsal. However it ends, the next source is waited for.

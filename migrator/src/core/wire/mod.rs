@@ -8,7 +8,7 @@ mod reports;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, TryFromBytes, Unaligned};
 
 use super::digest::DigestKey;
 use super::plan::PlanRun;
@@ -86,7 +86,7 @@ pub fn choose_version(peer: &[u8; PREFACE_BYTES]) -> Result<u16, WireError> {
 }
 
 /// What a frame is. Values are the wire's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, TryFromBytes)]
 #[repr(u8)]
 pub enum Kind {
     /// S: the VM, the key, the disks.
@@ -128,29 +128,16 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 18] = [
-        Kind::Hello,
-        Kind::Plan,
-        Kind::PlanEnd,
-        Kind::Raw,
-        Kind::RamStart,
-        Kind::Pages,
-        Kind::RamEnd,
-        Kind::Stolen,
-        Kind::Run,
-        Kind::Abort,
-        Kind::Probe,
-        Kind::Welcome,
-        Kind::Reports,
-        Kind::Progress,
-        Kind::ReturnPath,
-        Kind::Loaded,
-        Kind::Running,
-        Kind::Sampled,
-    ];
+    /// The longest body that it may have.
+    fn body_bytes_max(self) -> usize {
+        match self {
+            Kind::PlanEnd | Kind::RamStart | Kind::RamEnd | Kind::Loaded | Kind::Running => 0,
+            _ => BODY_BYTES_MAX,
+        }
+    }
 }
 
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Header {
     kind: u8,
@@ -214,16 +201,16 @@ pub fn array_frame<T: IntoBytes + Immutable>(kind: Kind, items: &[T]) -> Vec<u8>
 /// Checks a frame's header: its kind and the length of its body.
 pub fn parse_header(header: &[u8; HEADER_BYTES]) -> Result<(Kind, usize), WireError> {
     let header: &Header = zerocopy::transmute_ref!(header);
-    let Some(kind) = Kind::ALL
-        .into_iter()
-        .find(|kind| *kind as u8 == header.kind)
-    else {
+    let Ok(kind) = Kind::try_read_from_bytes(&[header.kind]) else {
         return bad(format!("kind {}", header.kind));
     };
-    let len = header.len.get() as usize;
-    if len > BODY_BYTES_MAX || header.zero != [0; 3] {
+    if header.zero != [0; 3] {
+        return bad(format!("{kind:?} with a header of {header:02x?}"));
+    }
+    let (len, len_max) = (header.len.get() as usize, kind.body_bytes_max());
+    if len > len_max {
         return bad(format!(
-            "{kind:?} of {len} bytes; at most {BODY_BYTES_MAX} are allowed"
+            "{kind:?} of {len} bytes; at most {len_max} are allowed"
         ));
     }
     Ok((kind, len))

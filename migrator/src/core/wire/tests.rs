@@ -40,6 +40,11 @@ fn headers_that_cannot_be_are_refused() {
         parse_header(&[6, 0, 0, 0, 0, 0, 16, 0]),
         Ok((Kind::Pages, 1 << 20))
     );
+    let kinds = (0..=u8::MAX).filter_map(|kind| parse_header(&[kind, 0, 0, 0, 0, 0, 0, 0]).ok());
+    let kinds: Vec<u8> = kinds.map(|(kind, _)| kind as u8).collect();
+    assert_eq!(kinds, (1..=11).chain(32..=38).collect::<Vec<u8>>());
+    // RamEnd has no body.
+    assert!(parse_header(&[7, 0, 0, 0, 1, 0, 0, 0]).is_err());
 }
 
 #[test]
