@@ -26,6 +26,10 @@ const FRAMES_QUEUED: usize = 4;
 const UNSENT_SECONDS: f64 = 0.01;
 const UNSENT_BYTES: u32 = 128 << 10;
 const UNSENT_BYTES_MAX: u32 = 4 << 20;
+/// Packets carry up to 64 KiB, and each would wake us: what comes within this time, and the runtime's timer's millisecond, is
+/// read at once, unless there is so much that more may be there already.
+const GATHERED: Duration = Duration::from_millis(1);
+const MUCH_BYTES: usize = 256 << 10;
 /// How often the kernel is asked what of the network was in use.
 const USE_ASKED: Duration = Duration::from_millis(10);
 /// Unacknowledged data, or silence in the face of probes, for so long means that the peer is lost. Shorter would
@@ -58,6 +62,8 @@ struct Stats {
 pub struct LanIn {
     read: OwnedReadHalf,
     frames: Frames,
+    /// Not to be read from before.
+    due: tokio::time::Instant,
 }
 
 /// Sets the connection up and exchanges prefaces; fails when the peer is something else.
@@ -86,6 +92,7 @@ pub async fn open(stream: TcpStream) -> anyhow::Result<(LanIn, LanOut)> {
         LanIn {
             read,
             frames: Frames::default(),
+            due: tokio::time::Instant::now(),
         },
         LanOut {
             queue,
@@ -102,11 +109,13 @@ impl LanIn {
             if let Some(frame) = self.frames.take()? {
                 return Ok(Some(frame));
             }
+            tokio::time::sleep_until(self.due).await;
             let read = self.read.read_buf(self.frames.room()).await;
             match read.context("the connection to the peer failed")? {
                 0 if self.frames.is_empty() => return Ok(None),
                 0 => bail!("the peer ended inside a frame"),
-                _ => {}
+                MUCH_BYTES.. => {}
+                _ => self.due = tokio::time::Instant::now() + GATHERED,
             }
         }
     }
