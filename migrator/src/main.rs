@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            anstream::eprintln!("pct-vmi: {error:#}");
+            migrator::run::warn(&format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::Context;
 use serde_json::json;
 
+use super::settle;
 use crate::core::handover::End;
 use crate::disks::qemu_nbd::QemuNbdArgs;
 use crate::run::introspect::{self, Introspected};
@@ -15,7 +16,7 @@ use crate::run::migrate::{Options, migrate};
 use crate::run::progress::Progress;
 use crate::run::rehearsal::source::rehearse;
 use crate::run::source::Outcome;
-use crate::run::{journal, note};
+use crate::run::{journal, note, say, warn};
 use crate::vm;
 
 /// Arguments of `pct-vmi migrate`.
@@ -133,21 +134,25 @@ fn report(outcome: &Outcome, scan_ms: f64, as_json: bool) -> anyhow::Result<()> 
         if let (Some(line), serde_json::Value::Object(more)) = (line.as_object_mut(), more) {
             line.extend(more);
         }
-        println!("{line}");
+        say(&line);
     }
     match outcome.end {
-        End::Moved if !as_json => print!("{}", summary.to_text(scan_ms)),
-        End::Moved => {}
-        End::Stayed => anstream::eprintln!(
-            "pct-vmi: the migration failed, the guest stays at the source: {}",
+        End::Moved => {
+            if !as_json {
+                say(&summary.to_text(scan_ms).trim_end());
+            }
+            why.inspect(|why| note(&format!("the guest has moved, but {why}")));
+        }
+        End::Stayed => warn(&format_args!(
+            "the migration failed, the guest stays at the source: {}",
             why.unwrap_or_default()
-        ),
-        End::Uncertain => anstream::eprintln!(
-            "pct-vmi: the guest was given to the destination, which did not confirm: {}\n\
-             The source holds still. On the destination host run\n    pct-vmi settle {} --qmp SOCKET --committed",
+        )),
+        End::Uncertain => warn(&format_args!(
+            "the guest was given to the destination, which did not confirm: {}\n\
+             The source holds still. On the destination host run\n    {}",
             why.unwrap_or_default(),
-            outcome.id
-        ),
+            settle::at_destination(&outcome.id, outcome.resume)
+        )),
     }
     Ok(())
 }

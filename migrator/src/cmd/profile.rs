@@ -12,6 +12,7 @@ use profiles::source::Files;
 use profiles::{Profile, store};
 
 use crate::cmd::EXIT_CODES;
+use crate::run::{say, warn};
 use crate::vm::{self, Vm};
 
 /// Kernels with all their debug information have 0.7 GB.
@@ -102,7 +103,7 @@ pub async fn run(args: ProfileArgs) -> anyhow::Result<u8> {
         Command::Generate(args) => {
             let profile = load(&args.files, &args.more)?.profile()?;
             for problem in show::problems(&profile) {
-                anstream::eprintln!("pct-vmi: {problem}");
+                warn(&problem);
             }
             write(args.output.as_deref(), profile.to_json().as_bytes())?;
         }
@@ -114,7 +115,7 @@ pub async fn run(args: ProfileArgs) -> anyhow::Result<u8> {
             if args.json {
                 write(None, profile.to_json().as_bytes())?;
             } else {
-                anstream::print!("{}", show::text(&profile));
+                say(&show::text(&profile).trim_end());
             }
         }
         Command::Export(args) => {

@@ -10,8 +10,8 @@ use crate::core::handover::End;
 use crate::disks::image::GivenDisk;
 use crate::disks::qemu_nbd::QemuNbdArgs;
 use crate::run::destination::Outcome;
-use crate::run::journal;
 use crate::run::receive::{Options, receive};
+use crate::run::{journal, note, say, warn};
 
 /// Arguments of `pct-vmi receive`.
 #[derive(Debug, clap::Args)]
@@ -72,12 +72,9 @@ pub async fn run(args: ReceiveArgs) -> anyhow::Result<u8> {
     };
     let outcome = receive(&options, |address| {
         if args.json {
-            println!(
-                "{}",
-                json!({ "type": "listening", "address": address.to_string() })
-            );
+            say(&json!({ "type": "listening", "address": address.to_string() }));
         } else {
-            println!("listening on {address}");
+            say(&format_args!("listening on {address}"));
         }
     })
     .await?;
@@ -97,29 +94,34 @@ fn report(outcome: &Outcome, as_json: bool) {
             "end": match outcome.end { End::Moved => "moved", End::Stayed => "stayed", End::Uncertain => "uncertain" },
             "pages_met": outcome.pages_met, "pages_needed": outcome.pages_needed, "san_bytes": outcome.san_bytes,
         });
-        println!("{line}");
+        say(&line);
     }
-    let why = why.unwrap_or_default();
     match outcome.end {
-        End::Moved if !as_json => println!(
-            "the guest is here{}: {} pages from storage proven, {} asked for again",
-            if outcome.resumed {
-                " and runs"
-            } else {
-                ", paused"
-            },
-            outcome.pages_met,
-            outcome.pages_needed
-        ),
-        End::Moved => {}
-        End::Stayed => anstream::eprintln!(
-            "pct-vmi: the migration failed, the guest stays at the source and this QEMU was ended: {why}"
-        ),
-        End::Uncertain => anstream::eprintln!(
-            "pct-vmi: it is uncertain whose the guest is: {why}\n\
+        End::Moved => {
+            if !as_json {
+                say(&format_args!(
+                    "the guest is here{}: {} pages from storage proven, {} asked for again",
+                    if outcome.resumed {
+                        " and runs"
+                    } else {
+                        ", paused"
+                    },
+                    outcome.pages_met,
+                    outcome.pages_needed
+                ));
+            }
+            why.inspect(|why| note(&format!("the guest is here, but {why}")));
+        }
+        End::Stayed => warn(&format_args!(
+            "the migration failed, the guest stays at the source and this QEMU was ended: {}",
+            why.unwrap_or_default()
+        )),
+        End::Uncertain => warn(&format_args!(
+            "it is uncertain whose the guest is: {}\n\
              This side holds still, the guest is paused. On the source host run\n    pct-vmi settle {} --qmp SOCKET\n\
              It says which side the guest belongs to.",
+            why.unwrap_or_default(),
             outcome.id
-        ),
+        )),
     }
 }

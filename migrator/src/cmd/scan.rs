@@ -13,6 +13,7 @@ use vmi::{GuestMemory, Scan, ScanOptions};
 use crate::disks::image::{GivenDisk, Image};
 use crate::disks::qemu_nbd::QemuNbdArgs;
 use crate::disks::{self, HostDisk, match_disks};
+use crate::run::say;
 use crate::vm::{self, Vm};
 use report::Report;
 use verify::Verified;
@@ -85,7 +86,7 @@ pub async fn run(args: ScanArgs) -> anyhow::Result<u8> {
     if args.json {
         report.json(&mut std::io::stdout().lock())?;
     } else {
-        anstream::print!("{}", report.text());
+        say(&report.text().trim_end());
     }
     Ok(if verified.is_some_and(|verified| verified.different > 0) {
         DIFFERENT

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::qmp::Qmp;
 use crate::run::journal::{self, Promise, Side};
-use crate::run::qemu;
+use crate::run::{qemu, say};
 
 /// Arguments of `pct-vmi settle`.
 #[derive(Debug, clap::Args)]
@@ -18,9 +18,12 @@ pub struct SettleArgs {
     /// QMP socket of the guest's QEMU on this host.
     #[arg(long, value_name = "SOCKET")]
     qmp: PathBuf,
-    /// On the destination: the source's journal has COMMIT, the guest is to run here.
+    /// On the destination: the source's journal has COMMIT, the guest belongs here.
     #[arg(long)]
     committed: bool,
+    /// With --committed: the guest was to stay paused.
+    #[arg(long, requires = "committed")]
+    suspend: bool,
     /// Where the journal is kept.
     #[arg(long, value_name = "DIR", default_value_os_t = journal::default_dir())]
     journal_dir: PathBuf,
@@ -52,18 +55,20 @@ pub async fn run(args: SettleArgs) -> anyhow::Result<u8> {
     };
     match (line.side, line.promise) {
         (Side::Source, Promise::Commit) => {
-            println!(
-                "The guest belongs to the destination: it must not run here. On the destination host run\n    \
-                 pct-vmi settle {} --qmp SOCKET --committed",
-                args.id
-            );
+            say(&format_args!(
+                "The guest belongs to the destination: it must not run here. On the destination host run\n    {}",
+                at_destination(&args.id, line.runs)
+            ));
         }
         (Side::Source, _) => {
-            qemu::take_back(&Qmp::connect(&args.qmp).await?, true).await?;
-            println!("The guest was never given away: it runs here. End the destination's QEMU.");
+            qemu::take_back(&Qmp::connect(&args.qmp).await?, line.runs).await?;
+            say(&format_args!(
+                "The guest was never given away: it {} here. End the destination's QEMU.",
+                runs_or_stays(line.runs)
+            ));
         }
-        (Side::Destination, Promise::Run) => run_here(&args.qmp).await?,
-        (Side::Destination, _) if args.committed => run_here(&args.qmp).await?,
+        (Side::Destination, Promise::Run) => take_over(&args.qmp, line.runs).await?,
+        (Side::Destination, _) if args.committed => take_over(&args.qmp, !args.suspend).await?,
         (Side::Destination, _) => bail!(
             "this host was not told whose the guest is. On the source host run `pct-vmi settle {} --qmp SOCKET`; \
              if it says that the guest belongs to the destination, come back with --committed",
@@ -73,11 +78,21 @@ pub async fn run(args: SettleArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-async fn run_here(socket: &Path) -> anyhow::Result<()> {
+/// What settles a committed migration, on the destination host.
+pub(super) fn at_destination(id: &str, resume: bool) -> String {
+    let suspend = if resume { "" } else { " --suspend" };
+    format!("pct-vmi settle {id} --qmp SOCKET --committed{suspend}")
+}
+
+async fn take_over(socket: &Path, resume: bool) -> anyhow::Result<()> {
     let qmp = Qmp::connect(socket).await?;
-    if qemu::run_state(&qmp).await? != "running" {
+    if resume && qemu::run_state(&qmp).await? != "running" {
         qmp.execute("cont", json!({})).await?;
     }
-    println!("The guest runs here.");
+    say(&format_args!("The guest {} here.", runs_or_stays(resume)));
     Ok(())
+}
+
+fn runs_or_stays(runs: bool) -> &'static str {
+    if runs { "runs" } else { "stays paused" }
 }

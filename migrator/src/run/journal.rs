@@ -45,6 +45,8 @@ pub struct Line {
     pub promise: Promise,
     /// The QMP socket or PID of this side's QEMU, as the operator named it.
     pub qemu: String,
+    /// What is promised of the guest if it is this side's: it runs, or stays paused. In a COMMIT, of the destination's.
+    pub runs: bool,
 }
 
 /// One side's journal of one migration.
@@ -55,6 +57,7 @@ pub struct Journal {
     id: String,
     side: Side,
     qemu: String,
+    runs: bool,
 }
 
 /// Where journals are kept: a directory that outlives a reboot.
@@ -76,8 +79,14 @@ fn path_of(dir: &Path, id: &str, side: Side) -> PathBuf {
 }
 
 impl Journal {
-    /// Begins the journal of migration `id` in `dir`.
-    pub fn begin(dir: &Path, id: u128, side: Side, qemu: &str) -> anyhow::Result<Journal> {
+    /// Begins the journal of migration `id` in `dir`. The guest `runs` if it stays this side's.
+    pub fn begin(
+        dir: &Path,
+        id: u128,
+        side: Side,
+        qemu: &str,
+        runs: bool,
+    ) -> anyhow::Result<Journal> {
         let id = format!("{id:032x}");
         let path = path_of(dir, &id, side);
         let create = || {
@@ -96,6 +105,7 @@ impl Journal {
             id,
             side,
             qemu: qemu.into(),
+            runs,
         };
         journal.write(Promise::Begin)?;
         // The file's name has to survive a crash too.
@@ -110,13 +120,20 @@ impl Journal {
         &self.id
     }
 
+    /// Promises that the guest is the destination's, where it `runs` or stays paused.
+    pub fn give(&mut self, promise: Promise, runs: bool) -> anyhow::Result<()> {
+        self.runs = runs;
+        self.write(promise)
+    }
+
     /// Writes a promise; it is on disk when this returns.
-    pub fn write(&mut self, promise: Promise) -> anyhow::Result<()> {
+    fn write(&mut self, promise: Promise) -> anyhow::Result<()> {
         let line = Line {
             id: self.id.clone(),
             side: self.side,
             promise,
             qemu: self.qemu.clone(),
+            runs: self.runs,
         };
         let mut text = serde_json::to_vec(&line)?;
         text.push(b'\n');
@@ -127,11 +144,12 @@ impl Journal {
         written.with_context(|| format!("cannot write the journal {}", self.path.display()))
     }
 
-    /// Ends the journal of a migration about which nothing is uncertain: the file goes.
+    /// Ends the journal of a migration about which nothing is uncertain: the file goes, also if it cannot be written to.
     pub fn end(mut self, promise: Promise) -> anyhow::Result<()> {
-        self.write(promise)?;
+        let written = self.write(promise);
         std::fs::remove_file(&self.path)
-            .with_context(|| format!("cannot remove the journal {}", self.path.display()))
+            .with_context(|| format!("cannot remove the journal {}", self.path.display()))?;
+        written
     }
 }
 
@@ -158,18 +176,18 @@ mod tests {
     #[test]
     fn the_last_whole_promise_counts() {
         let dir = tempfile::tempdir().unwrap();
-        let mut journal = Journal::begin(dir.path(), 7, Side::Source, "qmp").unwrap();
+        let mut journal = Journal::begin(dir.path(), 7, Side::Source, "qmp", true).unwrap();
         let id = journal.id().to_owned();
         let promise = || {
             last(dir.path(), &id, Side::Source)
                 .unwrap()
-                .map(|line| line.promise)
+                .map(|line| (line.promise, line.runs))
         };
-        assert_eq!(promise(), Some(Promise::Begin));
-        journal.write(Promise::Commit).unwrap();
-        assert_eq!(promise(), Some(Promise::Commit));
+        assert_eq!(promise(), Some((Promise::Begin, true)));
+        journal.give(Promise::Commit, false).unwrap();
+        assert_eq!(promise(), Some((Promise::Commit, false)));
         journal.file.write_all(b"{\"id\":").unwrap();
-        assert_eq!(promise(), Some(Promise::Commit));
+        assert_eq!(promise(), Some((Promise::Commit, false)));
         assert!(last(dir.path(), &id, Side::Destination).unwrap().is_none());
         journal.end(Promise::Moved).unwrap();
         assert_eq!(promise(), None);
@@ -178,7 +196,7 @@ mod tests {
     #[test]
     fn a_migration_has_one_journal_a_side() {
         let dir = tempfile::tempdir().unwrap();
-        let _first = Journal::begin(dir.path(), 7, Side::Source, "qmp").unwrap();
-        assert!(Journal::begin(dir.path(), 7, Side::Source, "qmp").is_err());
+        let _first = Journal::begin(dir.path(), 7, Side::Source, "qmp", true).unwrap();
+        assert!(Journal::begin(dir.path(), 7, Side::Source, "qmp", true).is_err());
     }
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow, bail};
 use serde_json::json;
 use tokio::net::{TcpStream, UnixStream};
 
+use super::Interrupts;
 use super::introspect::{Introspected, ram_blocks};
 use super::journal::{Journal, Promise, Side};
 use super::lan::{self, LanIn, LanOut};
@@ -58,13 +59,19 @@ pub async fn migrate(
         table,
         was_running,
     } = agree(vm, seen, options, false).await?;
-    let journal = Journal::begin(&options.journal_dir, hello.id, Side::Source, &vm.name)?;
-    let settings = Settings::apply(&vm.qmp, options, welcome.switchover_ack).await?;
-    let started = start_stream(&vm.qmp).await;
-    let stream = match started {
+    let settings = Settings::read(&vm.qmp, options).await?;
+    // From here on a Ctrl-C is an event: what was changed is put back.
+    let interrupts = Interrupts::new()?;
+    let (dir, side) = (&options.journal_dir, Side::Source);
+    let journal = Journal::begin(dir, hello.id, side, &vm.name, was_running)?;
+    let start = async {
+        settings.apply(&vm.qmp, welcome.switchover_ack).await?;
+        start_stream(&vm.qmp).await
+    };
+    let stream = match start.await {
         Ok(stream) => stream,
         Err(error) => {
-            settings.restore(&vm.qmp).await?;
+            settings.put_back(&vm.qmp).await;
             journal.end(Promise::Stayed)?;
             return Err(error);
         }
@@ -86,16 +93,11 @@ pub async fn migrate(
         guest,
         begun,
         progress,
+        interrupts,
     };
-    let transfer = Transfer::new(vm, outgoing)?;
-    let outcome = transfer.run().await;
-    // QEMU may be gone by now; the outcome is what the operator must hear.
-    if let Err(error) = settings.restore(&vm.qmp).await {
-        super::note(&format!(
-            "the source QEMU's migration settings were not restored: {error:#}"
-        ));
-    }
-    outcome
+    let outcome = Transfer::new(vm, outgoing).run().await;
+    settings.put_back(&vm.qmp).await;
+    Ok(outcome)
 }
 
 /// Two sides that know each other. Both have the plan, and nothing is changed yet.
@@ -127,12 +129,14 @@ pub(super) async fn agree(
         switchover_ack: qemu::knows_capability(&vm.qmp, "switchover-ack").await?,
         dry_run,
     };
-    let (lan_in, lan_out, welcome) = greet(&options.to, &hello).await?;
+    let (mut lan_in, lan_out, welcome) = greet(&options.to, &hello).await?;
     let mut runs = seen.runs;
     runs.retain(|run| welcome.readable.get(run.disk as usize) == Some(&true));
     let plan = plan(runs, table.pages(), &disk_bytes, options.division);
     for frame in wire::plan_frames(plan.runs()) {
-        lan_out.send(frame).await?;
+        if let Err(error) = lan_out.send(frame).await {
+            return Err(refusal(&mut lan_in).await.unwrap_or(error));
+        }
     }
     Ok(Agreed {
         hello,
@@ -142,6 +146,13 @@ pub(super) async fn agree(
         table,
         was_running,
     })
+}
+
+/// Why the destination ended the connection, if it has said so.
+async fn refusal(lan_in: &mut LanIn) -> Option<anyhow::Error> {
+    let frame = lan_in.receive().await.ok()??;
+    matches!(frame.0, Kind::Abort)
+        .then(|| anyhow!("the destination refuses: {}", wire::abort_reason(&frame.1)))
 }
 
 /// The plan of these runs, or the part of it that storage shall serve alone.
@@ -235,13 +246,13 @@ struct Settings {
 }
 
 impl Settings {
-    async fn apply(qmp: &Qmp, options: &Options, switchover_ack: bool) -> anyhow::Result<Settings> {
+    async fn read(qmp: &Qmp, options: &Options) -> anyhow::Result<Settings> {
         let on = qemu::capabilities_on(qmp).await?;
         let parameters = qmp.execute("query-migrate-parameters", json!({})).await?;
         let old_downtime_limit_ms = qemu::downtime_limit_ms(qmp).await?;
         let knows_ack = qemu::knows_capability(qmp, "switchover-ack").await?;
         let was_on = |name: &str| on.iter().any(|on| on == name);
-        let settings = Settings {
+        Ok(Settings {
             return_path: was_on("return-path"),
             switchover_ack: knows_ack.then(|| was_on("switchover-ack")),
             events: was_on("events"),
@@ -249,16 +260,27 @@ impl Settings {
             downtime_limit_ms: options.downtime_limit_ms.unwrap_or(old_downtime_limit_ms),
             old_downtime_limit_ms,
             avail_switchover_bandwidth: parameters["avail-switchover-bandwidth"].as_u64(),
-        };
+        })
+    }
+
+    async fn apply(&self, qmp: &Qmp, switchover_ack: bool) -> anyhow::Result<()> {
         let mut wanted = vec![("return-path", true), ("events", true)];
-        if knows_ack {
-            wanted.push(("switchover-ack", switchover_ack));
-        }
+        let ack = self.switchover_ack.map(|_| switchover_ack);
+        wanted.extend(ack.map(|on| ("switchover-ack", on)));
         qemu::set_capabilities(qmp, &wanted).await?;
         // QEMU's own limit is for its socket, and that leads to us: the network behind limits itself.
         let held = json!({ "max-bandwidth": 0, "downtime-limit": HELD_DOWNTIME_LIMIT_MS });
         qmp.execute("migrate-set-parameters", held).await?;
-        Ok(settings)
+        Ok(())
+    }
+
+    /// Restores them. QEMU may be gone by now; how the migration ended is what the operator must hear.
+    async fn put_back(&self, qmp: &Qmp) {
+        if let Err(error) = self.restore(qmp).await {
+            super::note(&format!(
+                "the source QEMU's migration settings were not restored: {error:#}"
+            ));
+        }
     }
 
     async fn restore(&self, qmp: &Qmp) -> anyhow::Result<()> {

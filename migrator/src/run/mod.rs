@@ -16,7 +16,8 @@ pub mod storage;
 pub mod summary;
 pub mod tcp_info;
 
-use std::io::IoSlice;
+use std::fmt::Display;
+use std::io::{IoSlice, Write};
 use std::time::Duration;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -70,7 +71,17 @@ async fn write_pieces(out: &mut (impl AsyncWrite + Unpin), pieces: &Pieces) -> s
     Ok(())
 }
 
+/// Writes a line to standard output. Whoever read it may be gone, and a guest must not be lost for that.
+pub fn say(line: &dyn Display) {
+    let _ = writeln!(anstream::stdout(), "{line}");
+}
+
+/// Writes a line to standard error, as [`say`] does.
+pub fn warn(line: &dyn Display) {
+    let _ = writeln!(anstream::stderr(), "pct-vmi: {line}");
+}
+
 /// Tells the operator something that is neither progress nor an error.
 pub fn note(text: &str) {
-    anstream::eprintln!("pct-vmi: note: {text}");
+    warn(&format_args!("note: {text}"));
 }

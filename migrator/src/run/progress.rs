@@ -59,7 +59,8 @@ impl Progress {
         let seconds = now.elapsed.saturating_sub(self.last.elapsed).as_secs_f64();
         let rate = |now: u64, last: u64| {
             Use {
-                bytes: (now - last) as f64,
+                // The peer says what it has read, and may say less than before.
+                bytes: now.saturating_sub(last) as f64,
                 seconds,
             }
             .rate()
@@ -74,16 +75,13 @@ impl Progress {
             done => Some(now.elapsed.as_secs_f64() * left as f64 / done as f64),
         };
         if self.json {
-            println!(
-                "{}",
-                json!({
-                    "type": "progress", "elapsed_ms": now.elapsed.as_millis() as u64,
-                    "lan_bytes": now.lan_bytes, "san_bytes": now.san_bytes,
-                    "lan_bytes_per_s": lan as u64, "san_bytes_per_s": san as u64,
-                    "ram_pages": now.ram_pages, "pages_unseen": now.unseen, "pages_open": now.open,
-                    "pass": now.pass, "stopped": now.stopped, "seconds_left": seconds_left,
-                })
-            );
+            super::say(&json!({
+                "type": "progress", "elapsed_ms": now.elapsed.as_millis() as u64,
+                "lan_bytes": now.lan_bytes, "san_bytes": now.san_bytes,
+                "lan_bytes_per_s": lan as u64, "san_bytes_per_s": san as u64,
+                "ram_pages": now.ram_pages, "pages_unseen": now.unseen, "pages_open": now.open,
+                "pass": now.pass, "stopped": now.stopped, "seconds_left": seconds_left,
+            }));
         }
         if let Some(bar) = &self.bar {
             bar.set_length(now.ram_pages.into());
@@ -107,5 +105,22 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_takes_back_what_it_has_read_ends_nothing() {
+        let mut progress = Progress::new(false);
+        for san_bytes in [100, 0] {
+            progress.show(&Snapshot {
+                san_bytes,
+                ..Snapshot::default()
+            });
+        }
+        assert_eq!(progress.last.san_bytes, 0);
     }
 }

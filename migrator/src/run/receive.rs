@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use san_io::Fault;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -24,6 +24,9 @@ use crate::qmp::Qmp;
 
 /// A peer that connects and says nothing does not hold up the listener for longer.
 const HELLO_WAIT: Duration = Duration::from_secs(5);
+
+/// A source that is silent in the middle of its plan does not hold up QEMU for longer: its frames follow one another.
+const PLAN_WAIT: Duration = Duration::from_secs(20);
 
 /// A rehearsal takes seconds, also where the plan is long. One that hangs keeps others waiting no longer than this.
 const REHEARSAL_MAX: Duration = Duration::from_secs(60);
@@ -72,7 +75,10 @@ pub async fn receive(
         disks = reopen(&qmp, options, &mut interrupts).await?;
     };
     drop(listener);
-    let agreed = agree(&qmp, lan, &hello, disks, options).await;
+    let agreed = tokio::select! {
+        agreed = agree(&qmp, lan, &hello, disks, options) => agreed,
+        () = interrupts.next() => Err(anyhow!("interrupted")),
+    };
     let Agreed {
         welcome,
         lan,
@@ -81,7 +87,9 @@ pub async fn receive(
         storage,
     } = agreed.context("no migration came about; QEMU waits on, receive can be run again")?;
     let qmp_name = options.qmp.display().to_string();
-    let journal = Journal::begin(&options.journal_dir, hello.id, Side::Destination, &qmp_name)?;
+    // Whether the guest is to run is said with Run.
+    let (dir, side) = (&options.journal_dir, Side::Destination);
+    let journal = Journal::begin(dir, hello.id, side, &qmp_name, false)?;
     let stream = match start_incoming(&qmp, welcome.switchover_ack).await {
         Ok(stream) => stream,
         Err(error) => {
@@ -98,9 +106,9 @@ pub async fn receive(
         table,
         key,
         journal,
+        interrupts,
     };
-    let transfer = Transfer::new(&qmp, incoming)?;
-    transfer.run().await
+    Ok(Transfer::new(&qmp, incoming).run().await)
 }
 
 /// Two sides that know each other. Both have the plan, and QEMU is untouched.
@@ -273,10 +281,9 @@ async fn receive_plan(
 ) -> anyhow::Result<Plan> {
     let mut runs: Vec<PlanRun> = Vec::new();
     loop {
-        let frame = lan_in
-            .receive()
-            .await?
-            .context("the source closed the connection before the plan was whole")?;
+        let frame = tokio::time::timeout(PLAN_WAIT, lan_in.receive()).await;
+        let frame = frame.context("the source says nothing more before its plan is whole")??;
+        let frame = frame.context("the source closed the connection before the plan was whole")?;
         match frame {
             (Kind::Plan, body) => {
                 let more = wire::parse_array::<WireRun>(Kind::Plan, &body)?;

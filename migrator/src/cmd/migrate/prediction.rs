@@ -4,12 +4,13 @@ use serde_json::{Value, json};
 
 use crate::core::prediction::{Measured, Prediction};
 use crate::run::rehearsal::source::Rehearsed;
+use crate::run::say;
 
 /// Prints it.
 pub(super) fn print(rehearsed: &Rehearsed, scan_ms: f64, as_json: bool) {
     match as_json {
-        true => println!("{}", to_json(rehearsed, scan_ms)),
-        false => print!("{}", to_text(rehearsed)),
+        true => say(&to_json(rehearsed, scan_ms)),
+        false => say(&to_text(rehearsed).trim_end()),
     }
 }
 

@@ -47,7 +47,8 @@ impl Transfer<'_> {
                         self.tell(Kind::Loaded, b"");
                     }
                     DestinationAction::WriteRun => {
-                        let written = self.journal.write(Promise::Run);
+                        let resume = self.run.is_some_and(|run| run.resume);
+                        let written = self.journal.give(Promise::Run, resume);
                         events.push_back(self.or_failed(written, DestinationEvent::RunWritten));
                     }
                     DestinationAction::StartGuest => {

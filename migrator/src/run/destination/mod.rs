@@ -39,6 +39,10 @@ const REPORTS_GATHERED: Duration = Duration::from_millis(2);
 /// Return path messages are small.
 const RETURN_PATH_BYTES: usize = 16 << 10;
 
+/// How long QEMU may take for what we give it at a time, a frame or a read. It loads pages as they come, and its host may
+/// swap; one that takes longer keeps a stopped guest waiting for ever.
+const QEMU_WAIT: Duration = Duration::from_secs(30);
+
 /// How it ended.
 #[derive(Debug)]
 pub struct Outcome {
@@ -97,6 +101,8 @@ pub struct Incoming {
     pub key: DigestKey,
     /// The destination's journal.
     pub journal: Journal,
+    /// The operator's.
+    pub interrupts: Interrupts,
 }
 
 /// One migration coming in.
@@ -124,7 +130,7 @@ pub struct Transfer<'a> {
 
 impl<'a> Transfer<'a> {
     /// A migration that QEMU waits for.
-    pub fn new(qmp: &'a Qmp, incoming: Incoming) -> anyhow::Result<Transfer<'a>> {
+    pub fn new(qmp: &'a Qmp, incoming: Incoming) -> Transfer<'a> {
         let Incoming {
             stream,
             lan,
@@ -133,10 +139,11 @@ impl<'a> Transfer<'a> {
             table,
             key,
             journal,
+            interrupts,
         } = incoming;
         let (lan_in, lan_out) = lan;
         let (qemu_in, qemu_out) = stream.into_split();
-        Ok(Transfer {
+        Transfer {
             qmp,
             events: qmp.events(),
             lan_in: lan_in.into_channel(),
@@ -152,13 +159,13 @@ impl<'a> Transfer<'a> {
             run: None,
             journal,
             why: None,
-            interrupts: Interrupts::new()?,
+            interrupts,
             tick: tokio::time::interval(TICK),
-        })
+        }
     }
 
     /// Carries the migration to its end.
-    pub async fn run(mut self) -> anyhow::Result<Outcome> {
+    pub async fn run(mut self) -> Outcome {
         let end = loop {
             let event = match self.step().await {
                 Ok(None) => continue,
@@ -176,7 +183,7 @@ impl<'a> Transfer<'a> {
         let Transfer {
             lan_out,
             journal,
-            why,
+            mut why,
             control,
             ..
         } = self;
@@ -186,12 +193,15 @@ impl<'a> Transfer<'a> {
             let _ = lan_out.send(frame).await;
         }
         lan_out.finish().await;
-        match end {
-            End::Moved => journal.end(Promise::Moved)?,
-            End::Stayed => journal.end(Promise::Stayed)?,
-            End::Uncertain => {}
+        let closed = match end {
+            End::Moved => journal.end(Promise::Moved),
+            End::Stayed => journal.end(Promise::Stayed),
+            End::Uncertain => Ok(()),
+        };
+        if let Err(error) = closed {
+            why.get_or_insert(error);
         }
-        Ok(Outcome {
+        Outcome {
             id,
             end,
             why,
@@ -199,7 +209,7 @@ impl<'a> Transfer<'a> {
             pages_needed: counts.needed,
             san_bytes: self.reads.progress().san_bytes,
             resumed: self.run.is_some_and(|run| run.resume),
-        })
+        }
     }
 
     async fn step(&mut self) -> anyhow::Result<Option<DestinationEvent>> {
@@ -344,7 +354,11 @@ impl<'a> Transfer<'a> {
     /// Hands QEMU what there is for it.
     async fn flush(&mut self) -> anyhow::Result<()> {
         let out = std::mem::take(self.feed.for_qemu()?);
-        let written = write_pieces(&mut self.qemu_out, &out).await;
+        let write = tokio::time::timeout(QEMU_WAIT, write_pieces(&mut self.qemu_out, &out));
+        let written = tokio::select! {
+            written = write => written.context("the destination QEMU does not take its stream")?,
+            () = self.interrupts.next() => bail!("interrupted"),
+        };
         written.context("the destination QEMU closed its stream; its own messages say why")
     }
 }

@@ -57,7 +57,7 @@ pub async fn rehearse(
     };
     let running = agreed.was_running.then_some(vm);
     let (networks, dirty_rate) = tokio::join!(networks(agreed.lan), dirty_rate(running));
-    let (lan, san) = networks?;
+    let (lan, san) = networks.context("the rehearsal failed")?;
     let look = Look::new(vm.memory.as_ref(), &table, DigestKey::fresh()?);
     let looked = Instant::now();
     let san_bytes = san.pages as f64 * PAGE_BYTES as f64;

@@ -7,6 +7,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
 use super::Transfer;
+use super::handover::LOADED_WAIT;
 use crate::core::handover::SourceEvent;
 use crate::core::wire::{self, Kind, Report};
 use crate::qmp::Event;
@@ -68,6 +69,7 @@ impl Transfer<'_> {
         let status = qemu::wait_for_migration(self.qmp, Duration::from_secs(10), over).await;
         let status = status.context("the source QEMU ended its stream")?;
         if status == "completed" && self.parser.is_past_ram() {
+            self.deadline = Some(Instant::now() + LOADED_WAIT);
             return Ok(Some(SourceEvent::QemuCompleted));
         }
         let details = self.qmp.execute("query-migrate", json!({})).await?;

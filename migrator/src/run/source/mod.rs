@@ -48,6 +48,8 @@ pub struct Outcome {
     pub end: End,
     /// Why it is not the destination's.
     pub why: Option<anyhow::Error>,
+    /// The guest was to run at the destination, not to stay paused.
+    pub resume: bool,
     /// The figures.
     pub summary: Summary,
 }
@@ -94,6 +96,8 @@ pub struct Outgoing {
     pub begun: Instant,
     /// What people see.
     pub progress: Progress,
+    /// The operator's.
+    pub interrupts: Interrupts,
 }
 
 /// One migration going out.
@@ -142,7 +146,7 @@ pub struct Transfer<'a> {
 
 impl<'a> Transfer<'a> {
     /// A migration of `vm` that QEMU has begun.
-    pub fn new(vm: &'a LiveVm, outgoing: Outgoing) -> anyhow::Result<Transfer<'a>> {
+    pub fn new(vm: &'a LiveVm, outgoing: Outgoing) -> Transfer<'a> {
         let Outgoing {
             stream,
             lan,
@@ -152,10 +156,11 @@ impl<'a> Transfer<'a> {
             guest,
             begun,
             progress,
+            interrupts,
         } = outgoing;
         let (lan_in, lan_out) = lan;
         let (qemu_in, qemu_out) = stream.into_split();
-        Ok(Transfer {
+        Transfer {
             qmp: &vm.qmp,
             memory: vm.memory.clone(),
             dispatcher,
@@ -187,13 +192,13 @@ impl<'a> Transfer<'a> {
             up: None,
             begun,
             progress,
-            interrupts: Interrupts::new()?,
+            interrupts,
             tick: tokio::time::interval(TICK),
-        })
+        }
     }
 
     /// Carries the migration to its end.
-    pub async fn run(mut self) -> anyhow::Result<Outcome> {
+    pub async fn run(mut self) -> Outcome {
         let pace = Rc::clone(&self.pace);
         let governor = govern_downtime(self.qmp, &pace, self.guest.downtime_limit_ms);
         let end = tokio::select! {
@@ -215,15 +220,16 @@ impl<'a> Transfer<'a> {
             End::Stayed => journal.end(Promise::Stayed),
             End::Uncertain => Ok(()),
         };
-        if let (Err(error), None) = (closed, &why) {
-            why = Some(error);
+        if let Err(error) = closed {
+            why.get_or_insert(error);
         }
-        Ok(Outcome {
+        Outcome {
             id,
             end,
             why,
+            resume: self.guest.run.resume,
             summary,
-        })
+        }
     }
 
     async fn carry(&mut self) -> End {
@@ -289,9 +295,12 @@ impl<'a> Transfer<'a> {
                     .deadline
                     .is_some_and(|deadline| Instant::now() > deadline)
                 {
-                    return Ok(Some(
-                        self.peer_lost(anyhow!("the destination does not answer")),
-                    ));
+                    let silent = anyhow!("the destination does not answer");
+                    // It may still load what it has: it has to be told that the guest stays.
+                    if self.is_transferring() {
+                        return Err(silent);
+                    }
+                    return Ok(Some(self.peer_lost(silent)));
                 }
             }
         }
