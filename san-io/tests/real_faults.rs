@@ -22,11 +22,11 @@ fn reader_threads() -> usize {
     names.filter(|name| name.starts_with("san-")).count()
 }
 
-/// Every engine at every kind of disk.
 /// Longer than a busy machine takes for a dozen reads.
 const STALL_MS: u64 = 3000;
 const STALL: Duration = Duration::from_millis(STALL_MS);
 
+/// Every engine at every kind of disk.
 fn cases() -> impl Iterator<Item = (Options, Kind)> {
     engines().into_iter().flat_map(|options| {
         [Kind::File, Kind::Loop].map(|kind| {
