@@ -27,9 +27,8 @@ const UNSENT_SECONDS: f64 = 0.01;
 const UNSENT_BYTES: u32 = 128 << 10;
 const UNSENT_BYTES_MAX: u32 = 4 << 20;
 /// Packets carry up to 64 KiB, and each would wake us: what comes within this time, and the runtime's timer's millisecond, is
-/// read at once, unless there is so much that more may be there already.
+/// read at once.
 const GATHERED: Duration = Duration::from_millis(1);
-const MUCH_BYTES: usize = 256 << 10;
 /// How often the kernel is asked what of the network was in use.
 const USE_ASKED: Duration = Duration::from_millis(10);
 /// Unacknowledged data, or silence in the face of probes, for so long means that the peer is lost. Shorter would
@@ -110,12 +109,15 @@ impl LanIn {
                 return Ok(Some(frame));
             }
             tokio::time::sleep_until(self.due).await;
-            let read = self.read.read_buf(self.frames.room()).await;
+            let room = self.frames.room();
+            let room_bytes = room.capacity() - room.len();
+            let read = self.read.read_buf(room).await;
             match read.context("the connection to the peer failed")? {
                 0 if self.frames.is_empty() => return Ok(None),
                 0 => bail!("the peer ended inside a frame"),
-                MUCH_BYTES.. => {}
-                _ => self.due = tokio::time::Instant::now() + GATHERED,
+                n if n < room_bytes => self.due = tokio::time::Instant::now() + GATHERED,
+                // More may be there.
+                _ => {}
             }
         }
     }
