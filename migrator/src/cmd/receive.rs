@@ -113,7 +113,7 @@ fn report(outcome: &Outcome, as_json: bool) {
             why.inspect(|why| note(&format!("the guest is here, but {why}")));
         }
         End::Stayed => warn(&format_args!(
-            "the migration failed, the guest stays at the source and this QEMU was ended: {}",
+            "the migration failed, the guest stays at the source and this QEMU was told to quit: {}",
             why.unwrap_or_default()
         )),
         End::Uncertain => warn(&format_args!(

@@ -48,7 +48,8 @@ pub async fn run(args: SettleArgs) -> anyhow::Result<u8> {
     }
     let [line] = here.as_slice() else {
         bail!(
-            "no journal of migration {} in {}; is this the right host?",
+            "no journal of migration {} in {}: either it has ended on this host with nothing uncertain, and the guest \
+             runs here or does not as QEMU says, or this is not the host",
             args.id,
             dir.display()
         );
@@ -61,13 +62,16 @@ pub async fn run(args: SettleArgs) -> anyhow::Result<u8> {
             ));
         }
         (Side::Source, _) => {
-            qemu::take_back(&Qmp::connect(&args.qmp).await?, line.runs).await?;
+            let qmp = Qmp::connect(&args.qmp).await?;
+            qemu::take_back(&qmp, line.runs).await?;
             say(&format_args!(
-                "The guest was never given away: it {} here. End the destination's QEMU.",
-                runs_or_stays(line.runs)
+                "The guest was never given away: it is here, {}. End the destination's QEMU.",
+                qemu::run_state(&qmp).await?
             ));
         }
-        (Side::Destination, Promise::Run) => take_over(&args.qmp, line.runs).await?,
+        (Side::Destination, Promise::Run) => {
+            take_over(&args.qmp, line.runs && !args.suspend).await?;
+        }
         (Side::Destination, _) if args.committed => take_over(&args.qmp, !args.suspend).await?,
         (Side::Destination, _) => bail!(
             "this host was not told whose the guest is. On the source host run `pct-vmi settle {} --qmp SOCKET`; \
@@ -89,10 +93,7 @@ async fn take_over(socket: &Path, resume: bool) -> anyhow::Result<()> {
     if resume && qemu::run_state(&qmp).await? != "running" {
         qmp.execute("cont", json!({})).await?;
     }
-    say(&format_args!("The guest {} here.", runs_or_stays(resume)));
+    let state = qemu::run_state(&qmp).await?;
+    say(&format_args!("The guest is here, {state}."));
     Ok(())
-}
-
-fn runs_or_stays(runs: bool) -> &'static str {
-    if runs { "runs" } else { "stays paused" }
 }

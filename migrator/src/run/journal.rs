@@ -28,10 +28,6 @@ pub enum Promise {
     Commit,
     /// Destination: the guest is ours.
     Run,
-    /// The guest is at the destination and both sides know it.
-    Moved,
-    /// The guest is at the source; the destination's never ran.
-    Stayed,
 }
 
 /// A line of the journal.
@@ -57,7 +53,6 @@ pub struct Journal {
     id: String,
     side: Side,
     qemu: String,
-    runs: bool,
 }
 
 /// Where journals are kept: a directory that outlives a reboot.
@@ -105,14 +100,18 @@ impl Journal {
             id,
             side,
             qemu: qemu.into(),
-            runs,
         };
-        journal.write(Promise::Begin)?;
-        // The file's name has to survive a crash too.
+        journal.write(Promise::Begin, runs)?;
+        journal.sync_name()?;
+        Ok(journal)
+    }
+
+    /// A file's name has to survive a crash too, and so has its end.
+    fn sync_name(&self) -> anyhow::Result<()> {
+        let dir = self.path.parent().unwrap_or(Path::new("."));
         File::open(dir)
             .and_then(|dir| dir.sync_all())
-            .context("cannot sync the journal's directory")?;
-        Ok(journal)
+            .context("cannot sync the journal's directory")
     }
 
     /// The migration's name.
@@ -120,36 +119,36 @@ impl Journal {
         &self.id
     }
 
-    /// Promises that the guest is the destination's, where it `runs` or stays paused.
-    pub fn give(&mut self, promise: Promise, runs: bool) -> anyhow::Result<()> {
-        self.runs = runs;
-        self.write(promise)
-    }
-
-    /// Writes a promise; it is on disk when this returns.
-    fn write(&mut self, promise: Promise) -> anyhow::Result<()> {
+    /// Writes a promise, of a guest that `runs` or stays paused; it is on disk when this returns. One that could not be
+    /// written was not made.
+    pub fn write(&mut self, promise: Promise, runs: bool) -> anyhow::Result<()> {
         let line = Line {
             id: self.id.clone(),
             side: self.side,
             promise,
             qemu: self.qemu.clone(),
-            runs: self.runs,
+            runs,
         };
         let mut text = serde_json::to_vec(&line)?;
         text.push(b'\n');
+        let len = self.file.metadata()?.len();
         let written = self
             .file
             .write_all(&text)
             .and_then(|()| self.file.sync_all());
+        if written.is_err() {
+            // A disk that refuses this as well leaves at worst a promise that nobody acts on.
+            let _ = self.file.set_len(len);
+        }
         written.with_context(|| format!("cannot write the journal {}", self.path.display()))
     }
 
-    /// Ends the journal of a migration about which nothing is uncertain: the file goes, also if it cannot be written to.
-    pub fn end(mut self, promise: Promise) -> anyhow::Result<()> {
-        let written = self.write(promise);
+    /// Ends the journal of a migration about which nothing is uncertain: the file goes. One that is still there after
+    /// a crash says what was promised last, which is no less true.
+    pub fn end(self) -> anyhow::Result<()> {
         std::fs::remove_file(&self.path)
             .with_context(|| format!("cannot remove the journal {}", self.path.display()))?;
-        written
+        self.sync_name()
     }
 }
 
@@ -160,13 +159,18 @@ pub fn last(dir: &Path, id: &str, side: Side) -> anyhow::Result<Option<Line>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         text => text.with_context(|| format!("cannot read the journal {}", path.display()))?,
     };
-    // A line that a crash cut short promises nothing: nobody has acted on it.
+    // A line that a crash cut short promises nothing: nobody has acted on it. Any other has to be understood.
     let lines = text
         .split_inclusive('\n')
         .filter(|line| line.ends_with('\n'));
-    Ok(lines
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .next_back())
+    let lines: Result<Vec<Line>, _> = lines.map(serde_json::from_str).collect();
+    let mut lines = lines.with_context(|| {
+        format!(
+            "the journal {} is not of this version of pct-vmi",
+            path.display()
+        )
+    })?;
+    Ok(lines.pop())
 }
 
 #[cfg(test)]
@@ -184,13 +188,32 @@ mod tests {
                 .map(|line| (line.promise, line.runs))
         };
         assert_eq!(promise(), Some((Promise::Begin, true)));
-        journal.give(Promise::Commit, false).unwrap();
+        journal.write(Promise::Commit, false).unwrap();
         assert_eq!(promise(), Some((Promise::Commit, false)));
         journal.file.write_all(b"{\"id\":").unwrap();
         assert_eq!(promise(), Some((Promise::Commit, false)));
         assert!(last(dir.path(), &id, Side::Destination).unwrap().is_none());
-        journal.end(Promise::Moved).unwrap();
+        journal.end().unwrap();
         assert_eq!(promise(), None);
+    }
+
+    #[test]
+    fn a_promise_that_is_not_understood_is_not_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::begin(dir.path(), 7, Side::Source, "qmp", true).unwrap();
+        journal
+            .file
+            .write_all(b"{\"promise\":\"given\"}\n")
+            .unwrap();
+        assert!(last(dir.path(), journal.id(), Side::Source).is_err());
+    }
+
+    #[test]
+    fn a_journal_that_is_gone_already_is_an_error_and_no_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::begin(dir.path(), 7, Side::Source, "qmp", true).unwrap();
+        drop(dir);
+        assert!(journal.end().is_err());
     }
 
     #[test]

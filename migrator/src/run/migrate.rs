@@ -10,7 +10,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::Interrupts;
 use super::introspect::{Introspected, ram_blocks};
-use super::journal::{Journal, Promise, Side};
+use super::journal::{Journal, Side};
 use super::lan::{self, LanIn, LanOut};
 use super::progress::Progress;
 use super::qemu;
@@ -72,7 +72,9 @@ pub async fn migrate(
         Ok(stream) => stream,
         Err(error) => {
             settings.put_back(&vm.qmp).await;
-            journal.end(Promise::Stayed)?;
+            journal
+                .end()
+                .unwrap_or_else(|error| super::note(&format!("{error:#}")));
             return Err(error);
         }
     };

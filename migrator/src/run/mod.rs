@@ -22,11 +22,19 @@ use std::time::Duration;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::MissedTickBehavior;
 
 use crate::core::pieces::Pieces;
 
 /// How often a loop looks at what nothing wakes it for.
 const TICK: Duration = Duration::from_millis(200);
+
+/// One that was missed does not come later.
+fn ticks() -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
 
 /// The operator's Ctrl-C, or a service manager's SIGTERM.
 #[derive(Debug)]

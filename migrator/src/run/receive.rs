@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 use super::Interrupts;
 use super::destination::{Incoming, Outcome, Transfer};
-use super::journal::{Journal, Promise, Side};
+use super::journal::{Journal, Side};
 use super::lan::{self, LanIn, LanOut};
 use super::qemu;
 use super::rehearsal;
@@ -66,37 +66,38 @@ pub async fn receive(
         .with_context(|| format!("cannot listen on {}", options.listen))?;
     ready(listener.local_addr()?);
     let mut interrupts = Interrupts::new()?;
-    let (lan, hello) = loop {
-        let (lan, hello) = accept(&listener, &mut interrupts).await?;
-        if !hello.dry_run {
-            break (lan, hello);
-        }
-        rehearse(&qmp, lan, &hello, disks, options, &mut interrupts).await?;
-        disks = reopen(&qmp, options, &mut interrupts).await?;
+    let come_about = async {
+        let (lan, hello) = loop {
+            let (lan, hello) = accept(&listener).await?;
+            if !hello.dry_run {
+                break (lan, hello);
+            }
+            rehearse(&qmp, lan, &hello, disks, options).await;
+            disks = reopen(&qmp, options).await;
+        };
+        drop(listener);
+        let agreed = agree(&qmp, lan, &hello, disks, options).await?;
+        anyhow::Ok((hello, agreed))
     };
-    drop(listener);
-    let agreed = tokio::select! {
-        agreed = agree(&qmp, lan, &hello, disks, options) => agreed,
+    let come_about = tokio::select! {
+        come_about = come_about => come_about,
         () = interrupts.next() => Err(anyhow!("interrupted")),
     };
+    let (hello, agreed) =
+        come_about.context("no migration came about; QEMU waits on, receive can be run again")?;
     let Agreed {
         welcome,
-        lan,
+        lan: (lan_in, lan_out),
         plan,
         table,
         storage,
-    } = agreed.context("no migration came about; QEMU waits on, receive can be run again")?;
-    let qmp_name = options.qmp.display().to_string();
-    // Whether the guest is to run is said with Run.
-    let (dir, side) = (&options.journal_dir, Side::Destination);
-    let journal = Journal::begin(dir, hello.id, side, &qmp_name, false)?;
-    let stream = match start_incoming(&qmp, welcome.switchover_ack).await {
-        Ok(stream) => stream,
-        Err(error) => {
-            journal.end(Promise::Stayed)?;
-            return Err(error);
-        }
+    } = agreed;
+    let begun = begin(&qmp, &hello, &welcome, options).await;
+    let (journal, stream) = match begun {
+        Ok(begun) => begun,
+        Err(error) => return Err(turn_away(lan_out, &error).await),
     };
+    let lan = (lan_in, lan_out);
     let key = hello.key;
     let incoming = Incoming {
         stream,
@@ -143,37 +144,50 @@ async fn agree(
             table,
             storage,
         }),
+        Err(error) => Err(turn_away(lan_out, &error).await),
+    }
+}
+
+/// Tells the source why nothing comes of it, and returns that, made fit for a terminal: it may repeat what the source said.
+async fn turn_away(lan_out: LanOut, error: &anyhow::Error) -> anyhow::Error {
+    let reason = wire::abort_reason(format!("{error:#}").as_bytes());
+    // A source that is gone does not hear it.
+    let _ = lan_out.send(wire::abort_frame(&reason)).await;
+    lan_out.finish().await;
+    anyhow!(reason)
+}
+
+/// The first that is changed: the journal begins, and QEMU waits for its stream.
+async fn begin(
+    qmp: &Qmp,
+    hello: &Hello,
+    welcome: &Welcome,
+    options: &Options,
+) -> anyhow::Result<(Journal, UnixStream)> {
+    let qmp_name = options.qmp.display().to_string();
+    // Whether the guest is to run is said with Run.
+    let (dir, side) = (&options.journal_dir, Side::Destination);
+    let journal = Journal::begin(dir, hello.id, side, &qmp_name, false)?;
+    match start_incoming(qmp, welcome.switchover_ack).await {
+        Ok(stream) => Ok((journal, stream)),
         Err(error) => {
-            // It may repeat what the peer has said, which goes to this terminal as well.
-            let reason = wire::abort_reason(format!("{error:#}").as_bytes());
-            // A source that is gone does not hear it.
-            let _ = lan_out.send(wire::abort_frame(&reason)).await;
-            lan_out.finish().await;
-            bail!(reason)
+            journal
+                .end()
+                .unwrap_or_else(|error| super::note(&format!("{error:#}")));
+            Err(error)
         }
     }
 }
 
 /// Serves one rehearsal. However it ends, the next source is waited for.
-async fn rehearse(
-    qmp: &Qmp,
-    lan: (LanIn, LanOut),
-    hello: &Hello,
-    disks: Disks,
-    options: &Options,
-    interrupts: &mut Interrupts,
-) -> anyhow::Result<()> {
+async fn rehearse(qmp: &Qmp, lan: (LanIn, LanOut), hello: &Hello, disks: Disks, options: &Options) {
     let serve = async {
         let Agreed {
             lan, plan, storage, ..
         } = agree(qmp, lan, hello, disks, options).await?;
         rehearsal::destination::serve(lan, &plan, storage).await
     };
-    let served = tokio::select! {
-        served = tokio::time::timeout(REHEARSAL_MAX, serve) => served,
-        () = interrupts.next() => bail!("interrupted in a rehearsal; QEMU waits on"),
-    };
-    match served {
+    match tokio::time::timeout(REHEARSAL_MAX, serve).await {
         Ok(Ok(carried)) => super::note(&format!(
             "a rehearsal: {} MiB came over the LAN and {} MiB from storage; waiting on",
             carried.lan_bytes >> 20,
@@ -182,29 +196,21 @@ async fn rehearse(
         Ok(Err(error)) => super::note(&format!("a rehearsal failed, waiting on: {error:#}")),
         Err(_) => super::note("a rehearsal took too long, waiting on"),
     }
-    Ok(())
 }
 
 /// The disks once more, after a rehearsal has used them up. Storage that is away for a while ends nothing.
-async fn reopen(
-    qmp: &Qmp,
-    options: &Options,
-    interrupts: &mut Interrupts,
-) -> anyhow::Result<Disks> {
+async fn reopen(qmp: &Qmp, options: &Options) -> Disks {
     let mut noted = false;
     loop {
         let opened = Disks::open(qmp, &options.disks, &options.qemu_nbd).await;
         match opened {
-            Ok(disks) => return Ok(disks),
+            Ok(disks) => return disks,
             Err(error) if !std::mem::replace(&mut noted, true) => super::note(&format!(
                 "after the rehearsal the disks cannot be opened, trying on: {error:#}"
             )),
             Err(_) => {}
         }
-        tokio::select! {
-            () = tokio::time::sleep(REOPENED_EVERY) => {}
-            () = interrupts.next() => bail!("interrupted after a rehearsal; QEMU waits on"),
-        }
+        tokio::time::sleep(REOPENED_EVERY).await;
     }
 }
 
@@ -224,15 +230,12 @@ async fn check_destination(qmp: &Qmp) -> anyhow::Result<()> {
 }
 
 /// Waits for a source. Whatever else connects is told off and forgotten.
-async fn accept(
-    listener: &TcpListener,
-    interrupts: &mut Interrupts,
-) -> anyhow::Result<((LanIn, LanOut), Hello)> {
+async fn accept(listener: &TcpListener) -> anyhow::Result<((LanIn, LanOut), Hello)> {
     loop {
-        let (stream, peer) = tokio::select! {
-            accepted = listener.accept() => accepted.context("cannot accept a connection")?,
-            () = interrupts.next() => bail!("interrupted while waiting for a source; QEMU waits on"),
-        };
+        let (stream, peer) = listener
+            .accept()
+            .await
+            .context("cannot accept a connection")?;
         match hello(stream).await {
             Ok(accepted) => return Ok(accepted),
             Err(error) => super::note(&format!("{peer} is turned away: {error:#}")),

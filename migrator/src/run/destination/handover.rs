@@ -12,6 +12,9 @@ use crate::core::wire::{self, Kind};
 use crate::run::journal::Promise;
 use crate::run::qemu;
 
+/// How long QEMU may take to end.
+const QUIT_WAIT: Duration = Duration::from_secs(5);
+
 impl Transfer<'_> {
     pub(super) async fn on_migration(
         &mut self,
@@ -48,7 +51,7 @@ impl Transfer<'_> {
                     }
                     DestinationAction::WriteRun => {
                         let resume = self.run.is_some_and(|run| run.resume);
-                        let written = self.journal.give(Promise::Run, resume);
+                        let written = self.journal.write(Promise::Run, resume);
                         events.push_back(self.or_failed(written, DestinationEvent::RunWritten));
                     }
                     DestinationAction::StartGuest => {
@@ -57,8 +60,9 @@ impl Transfer<'_> {
                     }
                     DestinationAction::SendRunning => self.tell(Kind::Running, b""),
                     DestinationAction::QuitQemu => {
-                        // Gone already, or it refuses: without Run its guest stays paused either way.
-                        let _ = self.qmp.execute("quit", json!({})).await;
+                        // Gone already, or it hangs: without Run its guest stays paused either way, and the source waits.
+                        let quit = self.qmp.execute("quit", json!({}));
+                        let _ = tokio::time::timeout(QUIT_WAIT, quit).await;
                     }
                     DestinationAction::SendAborted => {
                         let reason = self.why.as_ref().map(|why| format!("{why:#}"));

@@ -17,11 +17,11 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::Instant;
 
-use super::journal::{Journal, Promise};
+use super::journal::Journal;
 use super::lan::{LanIn, LanOut};
 use super::qemu;
 use super::storage::Storage;
-use super::{Interrupts, TICK, write_pieces};
+use super::{Interrupts, write_pieces};
 use crate::core::digest::DigestKey;
 use crate::core::handover::{Destination, DestinationEvent, End};
 use crate::core::pieces::Pieces;
@@ -39,9 +39,9 @@ const REPORTS_GATHERED: Duration = Duration::from_millis(2);
 /// Return path messages are small.
 const RETURN_PATH_BYTES: usize = 16 << 10;
 
-/// How long QEMU may take for what we give it at a time, a frame or a read. It loads pages as they come, and its host may
-/// swap; one that takes longer keeps a stopped guest waiting for ever.
-const QEMU_WAIT: Duration = Duration::from_secs(30);
+/// How long QEMU may take for what we give it at a time, a frame or a read. It loads pages as they come; one that stands
+/// still may keep a stopped guest waiting for ever. Shorter than what the source's TCP grants us (20 s), so that it hears why.
+const QEMU_WAIT: Duration = Duration::from_secs(10);
 
 /// How it ended.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ pub struct Outcome {
     pub id: String,
     /// Whose the guest is.
     pub end: End,
-    /// Why it is not ours.
+    /// What went wrong, if anything.
     pub why: Option<anyhow::Error>,
     /// Pages whose claim was met.
     pub pages_met: u64,
@@ -160,7 +160,7 @@ impl<'a> Transfer<'a> {
             journal,
             why: None,
             interrupts,
-            tick: tokio::time::interval(TICK),
+            tick: super::ticks(),
         }
     }
 
@@ -194,8 +194,7 @@ impl<'a> Transfer<'a> {
         }
         lan_out.finish().await;
         let closed = match end {
-            End::Moved => journal.end(Promise::Moved),
-            End::Stayed => journal.end(Promise::Stayed),
+            End::Moved | End::Stayed => journal.end(),
             End::Uncertain => Ok(()),
         };
         if let Err(error) = closed {

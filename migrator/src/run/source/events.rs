@@ -7,7 +7,6 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
 use super::Transfer;
-use super::handover::LOADED_WAIT;
 use crate::core::handover::SourceEvent;
 use crate::core::wire::{self, Kind, Report};
 use crate::qmp::Event;
@@ -47,6 +46,7 @@ impl Transfer<'_> {
             }
             Kind::Abort => {
                 let reason = wire::abort_reason(body);
+                self.peer_aborted = true;
                 self.why
                     .get_or_insert(anyhow!("the destination gave up: {reason}"));
                 return Ok(Some(SourceEvent::PeerAborted));
@@ -69,7 +69,6 @@ impl Transfer<'_> {
         let status = qemu::wait_for_migration(self.qmp, Duration::from_secs(10), over).await;
         let status = status.context("the source QEMU ended its stream")?;
         if status == "completed" && self.parser.is_past_ram() {
-            self.deadline = Some(Instant::now() + LOADED_WAIT);
             return Ok(Some(SourceEvent::QemuCompleted));
         }
         let details = self.qmp.execute("query-migrate", json!({})).await?;

@@ -11,9 +11,6 @@ use crate::core::wire::{self, Kind};
 use crate::run::journal::Promise;
 use crate::run::qemu;
 
-/// How long the destination may take for what it has not been given or not loaded yet when QEMU has said everything. The
-/// guest stands still meanwhile.
-pub(super) const LOADED_WAIT: Duration = Duration::from_secs(60);
 /// How long a destination that was told to give up may take to end its QEMU.
 const RETREAT_WAIT: Duration = Duration::from_secs(10);
 /// How long a committed handover may take: the destination's QEMU takes the disks and continues.
@@ -56,7 +53,8 @@ impl Transfer<'_> {
     }
 
     fn commit(&mut self) -> SourceEvent {
-        match self.journal.give(Promise::Commit, self.guest.run.resume) {
+        let runs = self.guest.run.resume;
+        match self.journal.write(Promise::Commit, runs) {
             Ok(()) => SourceEvent::CommitWritten,
             Err(error) => {
                 self.why.get_or_insert(error);

@@ -20,13 +20,13 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, mpsc};
 use vmi::LiveMemory;
 
+use super::Interrupts;
 use super::batch::Batch;
 use super::downtime::{Pace, govern_downtime};
-use super::journal::{Journal, Promise};
+use super::journal::Journal;
 use super::lan::{LanIn, LanOut};
 use super::progress::Progress;
 use super::summary::Summary;
-use super::{Interrupts, TICK};
 use crate::core::dispatcher::Dispatcher;
 use crate::core::handover::{End, Source, SourceEvent};
 use crate::core::pieces::Pieces;
@@ -39,6 +39,10 @@ use supply::StreamBuffer;
 
 /// Bytes of QEMU's stream read at a time. They count as sent for QEMU, as the socket's do.
 const READ_BYTES: usize = 64 << 10;
+/// The destination tells its progress at every tick, too. One whose host answers for it but that says nothing for 30 s
+/// hangs, and may keep a stopped guest waiting. In ticks: a source that was stopped itself has not listened.
+const SILENT_TICKS_MAX: u32 = 150;
+
 /// How a migration ended.
 #[derive(Debug)]
 pub struct Outcome {
@@ -46,7 +50,7 @@ pub struct Outcome {
     pub id: String,
     /// Whose the guest is.
     pub end: End,
-    /// Why it is not the destination's.
+    /// What went wrong, if anything.
     pub why: Option<anyhow::Error>,
     /// The guest was to run at the destination, not to stay paused.
     pub resume: bool,
@@ -132,6 +136,10 @@ pub struct Transfer<'a> {
     handover: Source,
     /// When waiting for the peer's part in the handover is over.
     deadline: Option<Instant>,
+    /// Ticks since the destination last said anything.
+    silent_ticks: u32,
+    /// The destination has said that its guest will never run.
+    peer_aborted: bool,
     journal: Journal,
     why: Option<anyhow::Error>,
     storage: wire::Progress,
@@ -184,6 +192,8 @@ impl<'a> Transfer<'a> {
             guest,
             handover: Source::START,
             deadline: None,
+            silent_ticks: 0,
+            peer_aborted: false,
             journal,
             why: None,
             storage: wire::Progress::default(),
@@ -193,7 +203,7 @@ impl<'a> Transfer<'a> {
             begun,
             progress,
             interrupts,
-            tick: tokio::time::interval(TICK),
+            tick: super::ticks(),
         }
     }
 
@@ -207,6 +217,7 @@ impl<'a> Transfer<'a> {
         };
         self.progress.finish();
         let summary = self.summary();
+        let may_hold_still = self.parser.is_past_ram() && !self.peer_aborted;
         let Transfer {
             lan_out,
             journal,
@@ -216,8 +227,9 @@ impl<'a> Transfer<'a> {
         let id = journal.id().to_owned();
         lan_out.finish().await;
         let closed = match end {
-            End::Moved => journal.end(Promise::Moved),
-            End::Stayed => journal.end(Promise::Stayed),
+            // The destination may hold still with all that it needs: `settle` tells from this journal whose the guest is.
+            End::Stayed if may_hold_still => Ok(()),
+            End::Moved | End::Stayed => journal.end(),
             End::Uncertain => Ok(()),
         };
         if let Err(error) = closed {
@@ -259,7 +271,10 @@ impl<'a> Transfer<'a> {
                 super::note("the guest is the destination's already: waiting for its answer");
             }
             Wake::Interrupt => bail!("interrupted"),
-            Wake::Lan(Some(Ok((kind, body)))) => return self.on_frame(kind, &body).await,
+            Wake::Lan(Some(Ok((kind, body)))) => {
+                self.silent_ticks = 0;
+                return self.on_frame(kind, &body).await;
+            }
             Wake::Lan(Some(Err(error))) => return Ok(Some(self.peer_lost(error))),
             Wake::Lan(None) => {
                 let error = anyhow!("the destination closed the connection");
@@ -291,16 +306,16 @@ impl<'a> Transfer<'a> {
             Wake::Tick => {
                 self.progress.show(&self.snapshot());
                 self.tell_rate();
+                self.silent_ticks += 1;
+                if self.is_transferring() && self.silent_ticks > SILENT_TICKS_MAX {
+                    bail!("the destination says nothing any more");
+                }
                 if self
                     .deadline
                     .is_some_and(|deadline| Instant::now() > deadline)
                 {
-                    let silent = anyhow!("the destination does not answer");
-                    // It may still load what it has: it has to be told that the guest stays.
-                    if self.is_transferring() {
-                        return Err(silent);
-                    }
-                    return Ok(Some(self.peer_lost(silent)));
+                    let error = anyhow!("the destination does not answer");
+                    return Ok(Some(self.peer_lost(error)));
                 }
             }
         }
