@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
 use super::summary::Use;
@@ -74,7 +75,7 @@ impl Progress {
             0 => None,
             done => Some(now.elapsed.as_secs_f64() * left as f64 / done as f64),
         };
-        if self.json {
+        if self.json && stdout_has_room() {
             super::say(&json!({
                 "type": "progress", "elapsed_ms": now.elapsed.as_millis() as u64,
                 "lan_bytes": now.lan_bytes, "san_bytes": now.san_bytes,
@@ -106,6 +107,14 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Whether standard output takes a line without waiting: a reader that hangs must not hang the migration. Room in a pipe
+/// is for 4096 bytes at least.
+fn stdout_has_room() -> bool {
+    let stdout = std::io::stdout();
+    let mut fds = [PollFd::new(&stdout, PollFlags::OUT)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 #[cfg(test)]
