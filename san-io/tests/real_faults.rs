@@ -22,17 +22,13 @@ fn reader_threads() -> usize {
     names.filter(|name| name.starts_with("san-")).count()
 }
 
-/// Longer than a busy machine takes for a dozen reads.
-const STALL_MS: u64 = 3000;
-const STALL: Duration = Duration::from_millis(STALL_MS);
-
 /// Every engine at every kind of disk.
 fn cases() -> impl Iterator<Item = (Options, Kind)> {
     engines().into_iter().flat_map(|options| {
         [Kind::File, Kind::Loop].map(|kind| {
             (
                 Options {
-                    stall_ms: STALL_MS,
+                    stall_ms: 1000,
                     ..options.clone()
                 },
                 kind,
@@ -102,7 +98,7 @@ fn a_hanging_disk_is_given_up_in_time_and_holds_up_no_other() {
                 bytes_at(answered.id * 4096, 4096)
             );
         }
-        assert!(started.elapsed() < STALL, "{kind:?}");
+        assert!(started.elapsed() < Duration::from_millis(900), "{kind:?}");
         for _ in 0..12 {
             let result = rig.next().result;
             assert!(
@@ -110,8 +106,8 @@ fn a_hanging_disk_is_given_up_in_time_and_holds_up_no_other() {
                 "{kind:?}: {result:?}"
             );
         }
-        let took = started.elapsed();
-        assert!((STALL..4 * STALL).contains(&took), "{kind:?}: {took:?}");
+        let took = started.elapsed().as_millis();
+        assert!((1000..2000).contains(&took), "{kind:?}: {took} ms");
         // At most one read more is tried.
         let again = Instant::now();
         (12..14).for_each(|id| submit(id, 0));
@@ -120,11 +116,11 @@ fn a_hanging_disk_is_given_up_in_time_and_holds_up_no_other() {
             "{kind:?}"
         );
         drop(rig);
-        assert!(again.elapsed() < STALL, "{kind:?}");
+        assert!(again.elapsed() < Duration::from_millis(900), "{kind:?}");
         // What was abandoned is still owned by someone, who goes when the kernel has answered.
         assert!(reader_threads() > 0, "{kind:?}");
         faulty.tell("serve");
-        let patience = Instant::now() + Duration::from_secs(60);
+        let patience = Instant::now() + Duration::from_secs(5);
         while reader_threads() > 0 {
             assert!(
                 Instant::now() < patience,
@@ -164,7 +160,7 @@ fn a_disk_that_answers_after_all_is_read_again() {
         }
         faulty.tell("serve");
         // The abandoned reads now come back from the kernel, some time.
-        let patience = Instant::now() + Duration::from_secs(60);
+        let patience = Instant::now() + Duration::from_secs(5);
         let again = loop {
             match rig.read(65536, 65536) {
                 Err(ReadError::Dead { .. }) if Instant::now() < patience => {
