@@ -1,6 +1,6 @@
 //! The migration's pure core, each part by itself on 32 MiB, more than caches hold: cargo bench -p migrator --bench
 //! core. `memory_copy` is the yardstick: what this machine's memory can do at all. What passes content on without
-//! looking at it is faster than that; what takes its digest is slower.
+//! looking at it is faster than that; what takes its digest is about as fast.
 
 mod synthetic;
 

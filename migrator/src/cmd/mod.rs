@@ -1,4 +1,4 @@
-//! The subcommands, a file each. Exit codes are the same for all.
+//! The subcommands, a file each. Exit codes are the same for all; `scan --verify` has one more.
 
 use std::path::PathBuf;
 

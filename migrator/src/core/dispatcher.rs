@@ -2,7 +2,7 @@
 //! stolen from the plan, and how long QEMU must not be let to its end.
 //!
 //! A page of the plan is *open* until both hosts know who supplies its bytes. While one is open, the
-//! stream is not read to the end of its first pass (DESIGN: pacing), so that QEMU cannot stop the guest.
+//! stream is not read to the end of its first pass (pacing, `run::source::pacing`), so that QEMU cannot stop the guest.
 
 use super::digest::{Digest, DigestKey, Digests};
 use super::plan::{Bitmap, Plan};

@@ -1,5 +1,5 @@
 //! What a migration will cost, from what was measured before it: bytes per network, total time, downtime. Pure
-//! arithmetic: both networks end together (DESIGN §5), then pre-copy goes on until what is left fits the downtime.
+//! arithmetic: both networks end together (the bound T*), then pre-copy goes on until what is left fits the downtime.
 //! It must not contain a figure that nobody measured: what is unknown beforehand is left out.
 
 use super::ram::PAGE_BYTES;
@@ -113,14 +113,14 @@ impl Dirtied {
 }
 
 impl Measured {
-    /// Bytes that only the LAN can carry: N of DESIGN §5. Runs of zero pages are next to nothing.
+    /// Bytes that only the LAN can carry: the N of T*. Runs of zero pages are next to nothing.
     fn only_lan(&self) -> f64 {
         self.content_pages as f64 * CONTENT_RECORD
             + f64::from(self.plan_pages) * CLAIM_RECORD
             + self.plan_runs as f64 * PLAN_RUN
     }
 
-    /// Bytes that either network can carry: C of DESIGN §5.
+    /// Bytes that either network can carry: the C of T*.
     fn either(&self) -> f64 {
         f64::from(self.plan_pages) * PAGE
     }

@@ -22,6 +22,8 @@ pub struct Summary {
     /// Pages that only the LAN can carry, sent before QEMU emitted them; the emission of those that the guest did not
     /// write to in between then went as a digest.
     pub pages_ahead: u64,
+    /// Of these, the ones that it did write to, which were carried in vain.
+    pub pages_ahead_in_vain: u64,
     /// Pages that the LAN took over from storage.
     pub pages_stolen: u64,
     /// Pages that the destination had to ask for.
@@ -52,6 +54,7 @@ impl Summary {
             ("pages sent as digest", self.pages_claimed.to_string()),
             ("zero pages", self.pages_zero.to_string()),
             ("pages sent ahead of QEMU", self.pages_ahead.to_string()),
+            ("of those, in vain", self.pages_ahead_in_vain.to_string()),
             ("pages stolen from storage", self.pages_stolen.to_string()),
             ("pages needed again", self.pages_needed.to_string()),
             (
@@ -88,7 +91,7 @@ impl Use {
 }
 
 /// The fluid bound in milliseconds: T* = max(N / L, (N + C) / (L + S)), with N the bytes that only the
-/// LAN can carry and C those that either can (DESIGN §5).
+/// LAN can carry and C those that either can.
 pub fn bound_ms(only_lan: f64, either: f64, lan: Use, san: Use) -> Option<f64> {
     let (lan, san) = (lan.rate(), san.rate());
     let bound = (only_lan / lan).max((only_lan + either) / (lan + san)) * 1e3;

@@ -45,6 +45,7 @@ impl Transfer<'_> {
             pages_claimed: counts.claimed,
             pages_zero: counts.zero,
             pages_ahead: counts.ahead,
+            pages_ahead_in_vain: counts.ahead_in_vain,
             pages_stolen: counts.stolen,
             pages_needed: counts.needed,
             pages_unchanged: counts.unchanged,
