@@ -14,7 +14,7 @@ use crate::qmp::{Qmp, QmpError};
 const DIRTY_RATE_WAIT: Duration = Duration::from_secs(10);
 /// Bytes that the kernel holds between the source QEMU and us. QEMU takes them for sent, so they count against
 /// its downtime; the kernel doubles the value for its own bookkeeping.
-pub const SOURCE_SOCKET_BYTES: usize = 64 << 10;
+pub const SOURCE_SOCKET_BYTES: usize = 256 << 10;
 /// Bytes between us and the destination QEMU: enough that neither waits for the other's turn on a CPU.
 pub const DESTINATION_SOCKET_BYTES: usize = 1 << 20;
 

@@ -1,17 +1,22 @@
 //! A connected socket, TCP or unix, and one bound on all the time that a handshake takes. Must never
 //! wait longer than that bound while connecting.
+#![allow(unsafe_code)] // setsockopt for an option that no safe wrapper has.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType,
 };
 
 use super::uri::Address;
+
+/// Reads of so many bytes wait for all of them; a packet carries up to 64 KiB.
+const GATHERED_BYTES: usize = 64 << 10;
 
 #[derive(Debug)]
 pub(super) struct Socket(OwnedFd);
@@ -64,6 +69,39 @@ impl Socket {
         Ok(rustix::net::send(&self.0, bytes, flags)?)
     }
 
+    /// Waits until `bytes` have come, or the connection has ended: a long reply comes in many packets,
+    /// and each would wake us. Where the kernel does not wait for them all, for want of room or because
+    /// the socket is no TCP's, fewer are there.
+    fn gather(&self, bytes: usize) -> io::Result<()> {
+        self.set_low_water(bytes);
+        let mut until = [PollFd::new(&self.0, PollFlags::IN)];
+        let waited = poll(&mut until, None);
+        // The next read wants whatever there is.
+        self.set_low_water(1);
+        waited?;
+        Ok(())
+    }
+
+    /// SO_RCVLOWAT, socket(7). A socket that stays as it was only wakes us more often.
+    fn set_low_water(&self, bytes: usize) {
+        let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+        // SAFETY: the kernel reads `len` bytes, which is the size of `bytes`.
+        unsafe {
+            let (fd, value, len) = (
+                self.0.as_raw_fd(),
+                (&raw const bytes).cast(),
+                size_of_val(&bytes),
+            );
+            libc::setsockopt(
+                fd,
+                libc::SOL_SOCKET,
+                libc::SO_RCVLOWAT,
+                value,
+                len as libc::socklen_t,
+            );
+        }
+    }
+
     /// Whoever waits for this socket is told its end.
     pub(super) fn shut_down(&self) {
         // Fails only if the other side was first.
@@ -73,6 +111,9 @@ impl Socket {
 
 impl Read for &Socket {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.len() >= GATHERED_BYTES {
+            self.gather(buf.len())?;
+        }
         let (read, _) = rustix::net::recv(&self.0, buf, RecvFlags::empty())?;
         Ok(read)
     }

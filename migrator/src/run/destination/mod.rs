@@ -37,7 +37,7 @@ const REPORTS_MAX: usize = 4096;
 /// So long reports wait for others: a frame for each read of storage would cost both sides more than the pages.
 const REPORTS_GATHERED: Duration = Duration::from_millis(2);
 /// Return path messages are small.
-const RETURN_PATH_BYTES: usize = 16 << 10;
+const RETURN_PATH_BYTES: usize = 1 << 10;
 
 /// How long QEMU may take for what we give it at a time, a frame or a read. It loads pages as they come; one that stands
 /// still may keep a stopped guest waiting for ever. Shorter than what the source's TCP grants us (20 s), so that it hears why.
@@ -116,6 +116,8 @@ pub struct Transfer<'a> {
     return_path_open: bool,
     feed: Feed,
     reads: Reads,
+    /// What QEMU was given last. Its buffers go back with the next reads, so that storage's thread wakes once for both.
+    written: Pieces,
     /// Frames that go before reports.
     control: VecDeque<Vec<u8>>,
     /// When reports were last sent.
@@ -153,6 +155,7 @@ impl<'a> Transfer<'a> {
             return_path_open: true,
             feed: Feed::new(table, &plan, key),
             reads: Reads::new(plan, storage),
+            written: Pieces::default(),
             control: VecDeque::new(),
             reported: Instant::now(),
             handover: Destination::Receiving,
@@ -215,6 +218,7 @@ impl<'a> Transfer<'a> {
         if self.feed.takes_pages() {
             self.reads.issue(|page| self.feed.wants_from_storage(page));
         }
+        self.written = Pieces::default();
         match self.wake().await {
             Wake::Interrupt => bail!("interrupted"),
             Wake::Lan(Some(Ok((kind, body)))) => return self.on_frame(kind, &body).await,
@@ -358,6 +362,8 @@ impl<'a> Transfer<'a> {
             written = write => written.context("the destination QEMU does not take its stream")?,
             () = self.interrupts.next() => bail!("interrupted"),
         };
-        written.context("the destination QEMU closed its stream; its own messages say why")
+        written.context("the destination QEMU closed its stream; its own messages say why")?;
+        self.written = out;
+        Ok(())
     }
 }

@@ -38,7 +38,7 @@ use crate::vm::LiveVm;
 use supply::StreamBuffer;
 
 /// Bytes of QEMU's stream read at a time. They count as sent for QEMU, as the socket's do.
-const READ_BYTES: usize = 64 << 10;
+const READ_BYTES: usize = 256 << 10;
 /// The destination tells its progress at every tick, too. One whose host answers for it but that says nothing for 30 s
 /// hangs, and may keep a stopped guest waiting. In ticks: a source that was stopped itself has not listened.
 const SILENT_TICKS_MAX: u32 = 150;
