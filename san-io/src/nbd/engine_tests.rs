@@ -1,6 +1,7 @@
 //! The taking of replies against servers that answer in any order, in pieces, wrongly or not to the
 //! end. Every read must be answered once, and with bytes only if all of them came.
 
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -20,6 +21,11 @@ fn handle(structured: bool, block_max: u32) -> (Handle, Receiver<Event>, OwnedFd
     );
     let flags = rustix::net::SocketFlags::CLOEXEC;
     let (ours, theirs) = rustix::net::socketpair(family, kind, flags, None).unwrap();
+    let (handle, events) = handle_over(ours, structured, block_max);
+    (handle, events, theirs)
+}
+
+fn handle_over(ours: OwnedFd, structured: bool, block_max: u32) -> (Handle, Receiver<Event>) {
     let agreed = Agreed {
         size: SIZE,
         structured,
@@ -32,7 +38,7 @@ fn handle(structured: bool, block_max: u32) -> (Handle, Receiver<Event>, OwnedFd
         agreed,
     };
     let (sender, events) = channel();
-    (start(export, &sender).unwrap(), events, theirs)
+    (start(export, &sender).unwrap(), events)
 }
 
 fn op(key: u64, offset: u64, want: usize) -> Op {
@@ -146,6 +152,38 @@ fn replies_of_two_reads_come_mixed_in_pieces_and_out_of_order() {
     assert_eq!((done.op.key, done.result.unwrap()), (1, 1024));
     assert_eq!(done.op.block[..512], [0; 512]);
     assert_eq!(done.op.block[512..1024], [7; 512]);
+}
+
+/// Only TCP waits for all bytes of a long reply; what follows must not wait for as many.
+#[test]
+fn long_replies_over_tcp_come_whole_and_those_that_break_off_fail() {
+    const LONG: usize = 512 << 10;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let server = OwnedFd::from(listener.accept().unwrap().0);
+    let (mut handle, events) = handle_over(ours.into(), true, 1 << 20);
+    handle.read(op(1, 0, LONG));
+    handle.read(op(2, 4096, 512));
+    handle.read(op(3, 0, LONG));
+    handle.wake();
+    let bytes: Vec<u8> = (0..LONG).map(|i| (i >> 9) as u8).collect();
+    let whole = data(1, true, 0, &bytes);
+    for part in whole.chunks(200_001) {
+        say(&server, part);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let done = next(&events);
+    assert_eq!((done.op.key, done.result.unwrap()), (1, LONG));
+    assert!(done.op.block[..LONG] == bytes);
+    say(&server, &data(2, true, 4096, &[8; 512]));
+    let done = next(&events);
+    assert_eq!((done.op.key, done.result.unwrap()), (2, 512));
+    assert_eq!(done.op.block[..512], [8; 512]);
+    say(&server, &data(3, true, 0, &bytes)[..LONG / 2]);
+    drop(server);
+    let done = next(&events);
+    assert_eq!(done.op.key, 3);
+    assert!(done.result.unwrap_err().to_string().contains("is lost"));
 }
 
 #[test]
