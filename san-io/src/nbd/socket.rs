@@ -7,7 +7,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType,
@@ -17,6 +17,12 @@ use super::uri::Address;
 
 /// Reads of so many bytes wait for all of them; a packet carries up to 64 KiB.
 const GATHERED_BYTES: usize = 64 << 10;
+
+/// And no longer than this: kernels before 5.12 may not tell that their room for them is full.
+const GATHERED: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
 
 #[derive(Debug)]
 pub(super) struct Socket(OwnedFd);
@@ -69,13 +75,13 @@ impl Socket {
         Ok(rustix::net::send(&self.0, bytes, flags)?)
     }
 
-    /// Waits until `bytes` have come, or the connection has ended: a long reply comes in many packets,
-    /// and each would wake us. Where the kernel does not wait for them all, for want of room or because
-    /// the socket is no TCP's, fewer are there.
+    /// Waits until `bytes` have come, the connection has ended, or for a while: a long reply comes in
+    /// many packets, and each would wake us. Where the kernel does not wait for them all, for want of
+    /// room or because the socket is no TCP's, fewer are there.
     fn gather(&self, bytes: usize) -> io::Result<()> {
         self.set_low_water(bytes);
         let mut until = [PollFd::new(&self.0, PollFlags::IN)];
-        let waited = poll(&mut until, None);
+        let waited = poll(&mut until, Some(&GATHERED));
         // The next read wants whatever there is.
         self.set_low_water(1);
         waited?;

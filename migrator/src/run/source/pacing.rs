@@ -27,7 +27,7 @@ pub(in crate::run) const LOOK_PAGES: u32 = 256;
 /// page loop and our parser. Fewer, and QEMU runs out of pages, stops the guest and waits for us with the
 /// guest stopped. More, and their content is sent later than it could be. QEMU's first pass takes the pages in order.
 pub(super) fn reserve(memory: &dyn LiveMemory, table: &RamTable) -> u32 {
-    let pages_max = RESERVE_PAGES_MAX.min(table.pages() / 4);
+    let pages_max = RESERVE_PAGES_MAX.min(table.pages() / 2);
     let chunks = (0..pages_max.div_ceil(LOOK_PAGES)).map(|chunk| {
         let end = table.pages() - chunk * LOOK_PAGES;
         let start = end.saturating_sub(LOOK_PAGES);
