@@ -18,7 +18,7 @@ use super::uri::Address;
 /// Reads of so many bytes wait for all of them; a packet carries up to 64 KiB.
 const GATHERED_BYTES: usize = 64 << 10;
 
-/// And no longer than this: kernels before 5.12 may not tell that their room for them is full.
+/// And no longer than this, should a kernel not tell that its room for them is full.
 const GATHERED: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
