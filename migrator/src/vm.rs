@@ -191,11 +191,11 @@ impl LiveVm {
     /// the program `qemu_nbd`, where only QEMU can).
     /// Neither is needed: what QEMU does not tell is left out.
     pub async fn scan_options(&self, qemu_nbd: &Path) -> ScanOptions {
-        let vcpus = self.registers().await;
         let host = disks::host_disks(&self.qmp).await.unwrap_or_default();
         ScanOptions {
-            vcpus,
             read_disk: Some(read_disk(host, qemu_nbd)),
+            // Last: the page tables of a process that ends are no longer there for the scan.
+            vcpus: self.registers().await,
             ..ScanOptions::default()
         }
     }

@@ -10,7 +10,7 @@ use profiles::{Btf, Image, Kallsyms, Layers, Profile, Types, Vmcoreinfo};
 
 use crate::address::Gva;
 use crate::attach::{AttachError, ProfileOrigin};
-use crate::find::{Found, read_image};
+use crate::find::{Found, MappedImage};
 use crate::kernel::{Kernel, KernelInfo, Space, split_btf};
 use crate::memory::GuestMemory;
 
@@ -109,7 +109,11 @@ impl<'m> Running<'m> {
     pub(crate) fn image(&self) -> Result<Image<'_>, AttachError> {
         if self.image.get().is_none() {
             let space = Space::new(self.mem, self.found.table);
-            let _ = self.image.set(read_image(&space, self.found.stext)?);
+            let image = MappedImage::at(&space, self.found.stext);
+            let image = image.ok_or(AttachError::Image {
+                address: self.found.stext,
+            })?;
+            let _ = self.image.set(image.read(self.mem)?);
         }
         Ok(Image {
             base: self.found.stext.0,

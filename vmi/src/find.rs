@@ -10,7 +10,7 @@ use crate::address::{Gpa, Gva, PAGE_BYTES};
 use crate::attach::{AttachError, Profiles, VcpuRegisters};
 use crate::derive::Running;
 use crate::kernel::Space;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, MemoryError};
 use crate::paging::PageTable;
 
 /// __START_KERNEL_map.
@@ -34,8 +34,9 @@ const NOTE_TEXT_BYTES_MAX: usize = 4096;
 const PROBE_BATCH: u64 = 1024;
 /// Notes looked at. Each boot or kexec leaves at most one.
 const NOTES_MAX: usize = 64;
-/// The variable that points to the note.
-const NOTE_SYMBOL: &str = "vmcoreinfo_note";
+/// The variable that points to the note, and the one that tells where the direct mapping of all RAM
+/// begins, which the note is in.
+const NOTE_SYMBOLS: [&str; 2] = ["vmcoreinfo_note", "page_offset_base"];
 /// PTI keeps the user half's table in the page behind the kernel's.
 const PTI_USER_TABLE: u64 = 1 << 12;
 
@@ -48,78 +49,117 @@ pub(crate) struct Found {
     pub(crate) phys_base: i64,
 }
 
+/// Where a kernel's image is, from `_stext` on. Page tables of a vCPU die with their process, so they
+/// are asked for this alone, at once: what else is read of a kernel is at fixed distances from here,
+/// or behind its own page tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct MappedImage {
+    stext: Gva,
+    gpa: Gpa,
+    bytes: u64,
+}
+
 /// Finds the running kernel, from a vCPU's page tables where any is known, else by its note.
 pub(crate) fn find<'m>(
     mem: &'m dyn GuestMemory,
     vcpus: &[VcpuRegisters],
     profiles: &Profiles,
 ) -> Result<Running<'m>, AttachError> {
-    match by_registers(mem, vcpus, profiles) {
+    let mapped = (!vcpus.is_empty()).then(|| mapped_images(mem, vcpus));
+    // What is no Linux is looked at once, however many vCPUs run it.
+    let by_image = mapped
+        .iter()
+        .flatten()
+        .find_map(|image| by_image(mem, *image, profiles));
+    match by_image {
         Some(running) => Ok(running),
-        None => Ok(Running::new(mem, by_note(mem, vcpus)?, None)),
+        None => Ok(Running::new(mem, by_note(mem, mapped.as_deref())?, None)),
     }
 }
 
-/// The kernel that a vCPU runs on: its image begins at the first address that is mapped where
-/// kernels are. Costs the same for any size of RAM.
-fn by_registers<'m>(
-    mem: &'m dyn GuestMemory,
-    vcpus: &[VcpuRegisters],
-    profiles: &Profiles,
-) -> Option<Running<'m>> {
-    let mut tried = HashSet::new();
+/// The kernels that vCPUs run on, each once: an image begins at the first address that is mapped
+/// where kernels are. Costs the same for any size of RAM.
+fn mapped_images(mem: &dyn GuestMemory, vcpus: &[VcpuRegisters]) -> Vec<MappedImage> {
     let tables = vcpus.iter().flat_map(|vcpu| {
         let levels = if vcpu.cr4 & CR4_LA57 != 0 { 5 } else { 4 };
         let cr3 = [vcpu.cr3, vcpu.cr3 & !PTI_USER_TABLE];
-        cr3.map(|cr3| (PageTable::from_cr3(cr3, levels), vcpu))
+        cr3.map(|cr3| PageTable::from_cr3(cr3, levels))
     });
-    for (table, vcpu) in tables {
+    let image = |table| {
         let space = Space::new(mem, table);
         let steps = (START_KERNEL_MAP..=u64::MAX).step_by(IMAGE_STEP as usize);
-        let mut steps = steps
-            .take((KERNEL_IMAGE_BYTES / IMAGE_STEP) as usize)
-            .map(Gva);
-        let mapped = steps.find_map(|step| Some((step, space.translate(step)?)));
-        // What is no Linux is looked at once, however many vCPUs run it.
-        let Some((stext, _)) = mapped.filter(|image| tried.insert(*image)) else {
-            continue;
-        };
-        let is_it = |found: &Found| found.stext == stext && found.is_running(mem, &[*vcpu]);
-        let known = profiles
-            .known()
-            .find_map(|profile| note_behind(&space, profile.address(NOTE_SYMBOL, stext.0)?));
-        if let Some(found) = known.filter(is_it) {
-            return Some(Running::new(mem, found, None));
-        }
-        let by_image = by_image(&space, stext).filter(|(found, _)| is_it(found));
-        if let Some((found, image)) = by_image {
-            return Some(Running::new(mem, found, Some(image)));
-        }
-    }
-    None
-}
-
-/// The kernel's symbols, which its image holds, tell where its note is.
-fn by_image(space: &Space<'_>, stext: Gva) -> Option<(Found, Vec<u8>)> {
-    let bytes = read_image(space, stext).ok()?;
-    let image = Image {
-        base: stext.0,
-        bytes: &bytes,
+        let mut steps = steps.take((KERNEL_IMAGE_BYTES / IMAGE_STEP) as usize);
+        steps.find_map(|step| MappedImage::at(&space, Gva(step)))
     };
-    let kallsyms = Kallsyms::find(image, None).ok()?;
-    let [note] = kallsyms.lookup([NOTE_SYMBOL]);
-    Some((note_behind(space, note?)?, bytes))
+    let mut seen = HashSet::new();
+    let images = tables.filter_map(image);
+    images.filter(|image| seen.insert(*image)).collect()
 }
 
-/// The note that the pointer at an address points to.
-fn note_behind(space: &Space<'_>, pointer: u64) -> Option<Found> {
-    let note = space.u64(Gva(pointer)).ok()?;
-    let note = space.translate(Gva(note))?;
-    found(&read_note(space.mem(), note)?).ok()
+/// The kernel of an image: a known profile, or its own symbols, tell where its note is.
+fn by_image<'m>(
+    mem: &'m dyn GuestMemory,
+    image: MappedImage,
+    profiles: &Profiles,
+) -> Option<Running<'m>> {
+    let is_it = |found: &Found| found.is_running(mem, Some(&[image]));
+    let known = profiles.known().find_map(|profile| {
+        let symbols = NOTE_SYMBOLS.map(|symbol| profile.address(symbol, image.stext.0));
+        image.note(mem, symbols)
+    });
+    if let Some(found) = known.filter(is_it) {
+        return Some(Running::new(mem, found, None));
+    }
+    let bytes = image.read(mem).ok()?;
+    let symbols = Kallsyms::find(
+        Image {
+            base: image.stext.0,
+            bytes: &bytes,
+        },
+        None,
+    );
+    let found = image.note(mem, symbols.ok()?.lookup(NOTE_SYMBOLS));
+    Some(Running::new(mem, found.filter(is_it)?, Some(bytes)))
+}
+
+impl MappedImage {
+    /// The image that begins at `stext` and ends where its mapping does.
+    pub(crate) fn at(space: &Space<'_>, stext: Gva) -> Option<MappedImage> {
+        let gpa = space.translate(stext)?;
+        let mut bytes = 0;
+        while bytes < IMAGE_BYTES_MAX
+            && space.translate(stext.offset(bytes)) == Some(Gpa(gpa.0 + bytes))
+        {
+            bytes += IMAGE_STEP - stext.offset(bytes).0 % IMAGE_STEP;
+        }
+        Some(MappedImage { stext, gpa, bytes })
+    }
+
+    pub(crate) fn read(&self, mem: &dyn GuestMemory) -> Result<Vec<u8>, MemoryError> {
+        let mut image = vec![0; self.bytes as usize];
+        mem.read(self.gpa, &mut image)?;
+        Ok(image)
+    }
+
+    /// The variable of eight bytes at an address.
+    fn variable(&self, mem: &dyn GuestMemory, at: u64) -> Option<u64> {
+        let offset = at.checked_sub(self.stext.0)?;
+        let mut value = [0; 8];
+        let gpa = Gpa(self.gpa.0 + Some(offset).filter(|&offset| offset < self.bytes)?);
+        mem.read(gpa, &mut value).ok()?;
+        Some(u64::from_le_bytes(value))
+    }
+
+    /// What the note says to which [`NOTE_SYMBOLS`] lead.
+    fn note(&self, mem: &dyn GuestMemory, symbols: [Option<u64>; 2]) -> Option<Found> {
+        let [pointer, direct_map] = symbols.map(|symbol| self.variable(mem, symbol?));
+        let gpa = Gpa(pointer?.checked_sub(direct_map?)?);
+        found(&read_note(mem, gpa)?).ok()
+    }
 }
 
 /// The kernel whose VMCOREINFO note is somewhere in RAM.
-fn by_note(mem: &dyn GuestMemory, vcpus: &[VcpuRegisters]) -> Result<Found, AttachError> {
+fn by_note(mem: &dyn GuestMemory, mapped: Option<&[MappedImage]>) -> Result<Found, AttachError> {
     let notes = vmcoreinfo_notes(mem);
     if notes.is_empty() {
         return Err(AttachError::NoVmcoreinfo);
@@ -132,7 +172,7 @@ fn by_note(mem: &dyn GuestMemory, vcpus: &[VcpuRegisters]) -> Result<Found, Atta
     // A note that lacks something is only an error when no other is good.
     let (candidates, errors): (Vec<_>, Vec<_>) = notes.iter().map(found).partition(Result::is_ok);
     for found in candidates.into_iter().flatten() {
-        if found.is_running(mem, vcpus) && !running.contains(&found) {
+        if found.is_running(mem, mapped) && !running.contains(&found) {
             running.push(found);
         }
     }
@@ -174,23 +214,13 @@ fn image_gpa(address: u64, phys_base: i64) -> Gpa {
 }
 
 impl Found {
-    /// The page tables lead from `_stext` to where it is said to be: the kernel's own, and those of
-    /// a vCPU where any is known.
-    fn is_running(&self, mem: &dyn GuestMemory, vcpus: &[VcpuRegisters]) -> bool {
-        let leads_to_stext = |table: PageTable| {
-            let stext = table.translate(self.stext, |entry| {
-                let mut value = [0; 8];
-                mem.read(entry, &mut value).ok()?;
-                Some(u64::from_le_bytes(value))
-            });
-            stext == Some(image_gpa(self.stext.0, self.phys_base))
-        };
-        let of_vcpu = |vcpu: &VcpuRegisters| {
-            let levels = self.table.levels;
-            leads_to_stext(PageTable::from_cr3(vcpu.cr3, levels))
-                || leads_to_stext(PageTable::from_cr3(vcpu.cr3 & !PTI_USER_TABLE, levels))
-        };
-        leads_to_stext(self.table) && (vcpus.is_empty() || vcpus.iter().any(of_vcpu))
+    /// The kernel's own page tables lead from `_stext` to where it is said to be, and where vCPUs are
+    /// known, one runs on that image.
+    fn is_running(&self, mem: &dyn GuestMemory, mapped: Option<&[MappedImage]>) -> bool {
+        let gpa = image_gpa(self.stext.0, self.phys_base);
+        let is_it = |image: &MappedImage| (image.stext, image.gpa) == (self.stext, gpa);
+        Space::new(mem, self.table).translate(self.stext) == Some(gpa)
+            && mapped.is_none_or(|mapped| mapped.iter().any(is_it))
     }
 }
 
@@ -245,23 +275,6 @@ fn read_note(mem: &dyn GuestMemory, gpa: Gpa) -> Option<Vmcoreinfo> {
     mem.read(Gpa(gpa.0 + NOTE_HEADER_BYTES as u64), &mut text)
         .ok()?;
     Some(Vmcoreinfo::parse(&String::from_utf8_lossy(&text)))
-}
-
-/// The kernel's image from `_stext` to where its mapping ends.
-pub(crate) fn read_image(space: &Space<'_>, stext: Gva) -> Result<Vec<u8>, AttachError> {
-    let unmapped = AttachError::Image { address: stext };
-    let Some(start) = space.translate(stext) else {
-        return Err(unmapped);
-    };
-    let mut length = 0;
-    while length < IMAGE_BYTES_MAX
-        && space.translate(stext.offset(length)) == Some(Gpa(start.0 + length))
-    {
-        length += IMAGE_STEP - stext.offset(length).0 % IMAGE_STEP;
-    }
-    let mut bytes = vec![0; length as usize];
-    space.mem().read(start, &mut bytes)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

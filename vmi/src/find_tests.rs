@@ -61,6 +61,16 @@ impl Ram {
         // The table's address as a symbol of the image.
         let phys_base = gpa as i64 - (STEXT - START_KERNEL_MAP) as i64;
         let swapper = START_KERNEL_MAP.wrapping_add_signed(tables as i64 - phys_base);
+        self.put_tables(tables, gpa);
+        let text = format!(
+            "OSRELEASE={release}\nSYMBOL(_stext)={STEXT:x}\nSYMBOL(swapper_pg_dir)={swapper:x}\n\
+             NUMBER(phys_base)={phys_base}\nNUMBER(pgtable_l5_enabled)=0\n"
+        );
+        self.put_note(note, &text);
+    }
+
+    /// Page tables with the image that is at `gpa`.
+    fn put_tables(&mut self, tables: u64, gpa: u64) {
         let entry = |level: u32| 8 * (STEXT >> (12 + 9 * level) & 511);
         self.put(tables + entry(3), &((tables + 0x1000) | 1).to_le_bytes());
         self.put(
@@ -71,16 +81,15 @@ impl Ram {
             tables + 0x2000 + entry(1),
             &(gpa | 1 << 7 | 1).to_le_bytes(),
         );
-        let text = format!(
-            "OSRELEASE={release}\nSYMBOL(_stext)={STEXT:x}\nSYMBOL(swapper_pg_dir)={swapper:x}\n\
-             NUMBER(phys_base)={phys_base}\nNUMBER(pgtable_l5_enabled)=0\n"
-        );
-        self.put_note(note, &text);
     }
 }
 
 fn vcpu(cr3: u64) -> VcpuRegisters {
     VcpuRegisters { cr3, cr4: 0 }
+}
+
+fn by_registers(ram: &Ram, vcpus: &[VcpuRegisters]) -> Result<Found, AttachError> {
+    by_note(ram, Some(&mapped_images(ram, vcpus)))
 }
 
 fn release(found: Result<Found, AttachError>) -> String {
@@ -91,7 +100,7 @@ fn release(found: Result<Found, AttachError>) -> String {
 fn a_note_is_believed_when_its_page_tables_lead_to_it() {
     let mut ram = Ram::new();
     ram.put_kernel("6.1", 8 << 20, 1 << 20, 40 << 20);
-    let found = by_note(&ram, &[]).unwrap();
+    let found = by_note(&ram, None).unwrap();
     assert_eq!(found.stext, Gva(STEXT));
     assert_eq!(
         found.table,
@@ -100,20 +109,20 @@ fn a_note_is_believed_when_its_page_tables_lead_to_it() {
             levels: 4
         }
     );
-    assert_eq!(release(by_note(&ram, &[vcpu(1 << 20)])), "6.1");
+    assert_eq!(release(by_registers(&ram, &[vcpu(1 << 20)])), "6.1");
     // A vCPU in user mode with PTI: the user half's table is the next page, and empty here.
     assert_eq!(
-        release(by_note(&ram, &[vcpu(1 << 20 | PTI_USER_TABLE)])),
+        release(by_registers(&ram, &[vcpu(1 << 20 | PTI_USER_TABLE)])),
         "6.1"
     );
     // One that runs firmware.
     assert!(matches!(
-        by_note(&ram, &[vcpu(50 << 20)]),
+        by_registers(&ram, &[vcpu(50 << 20)]),
         Err(AttachError::Stale(_))
     ));
     // Its page tables were written over.
     ram.put(1 << 20, &[0; 4096]);
-    assert!(matches!(by_note(&ram, &[]), Err(AttachError::Stale(text)) if text == "6.1"));
+    assert!(matches!(by_note(&ram, None), Err(AttachError::Stale(text)) if text == "6.1"));
 }
 
 #[test]
@@ -121,18 +130,29 @@ fn of_several_kernels_the_one_that_a_vcpu_runs_on_is_it() {
     let mut ram = Ram::new();
     ram.put_kernel("old", 8 << 20, 1 << 20, 40 << 20);
     ram.put_kernel("new", 16 << 20, 2 << 20, 30 << 20);
-    assert_eq!(release(by_note(&ram, &[vcpu(1 << 20)])), "old");
+    assert_eq!(release(by_registers(&ram, &[vcpu(1 << 20)])), "old");
     assert_eq!(
-        release(by_note(&ram, &[vcpu(50 << 20), vcpu(2 << 20)])),
+        release(by_registers(&ram, &[vcpu(50 << 20), vcpu(2 << 20)])),
         "new"
     );
-    let ambiguous = by_note(&ram, &[]).unwrap_err().to_string();
+    let ambiguous = by_note(&ram, None).unwrap_err().to_string();
     assert!(ambiguous.contains("new, old"), "{ambiguous}");
     // The same note twice is one kernel.
     let mut ram = Ram::new();
     ram.put_kernel("6.1", 8 << 20, 1 << 20, 40 << 20);
     ram.put_kernel("6.1", 8 << 20, 1 << 20, 50 << 20);
-    assert_eq!(release(by_note(&ram, &[])), "6.1");
+    assert_eq!(release(by_note(&ram, None)), "6.1");
+}
+
+/// The process that a vCPU ran ends while the note is looked for.
+#[test]
+fn page_tables_are_asked_once() {
+    let mut ram = Ram::new();
+    ram.put_kernel("6.1", 8 << 20, 1 << 20, 40 << 20);
+    ram.put_tables(2 << 20, 8 << 20);
+    let mapped = mapped_images(&ram, &[vcpu(2 << 20)]);
+    ram.put(2 << 20, &[0; 4096]);
+    assert_eq!(release(by_note(&ram, Some(&mapped))), "6.1");
 }
 
 #[test]
@@ -140,16 +160,19 @@ fn notes_are_found_beside_pages_that_cannot_be_read() {
     let mut ram = Ram::new();
     ram.put_kernel("6.1", 8 << 20, 1 << 20, 40 << 20);
     ram.unreadable = vec![0, (40 << 20) / PAGE_BYTES - 1];
-    assert_eq!(release(by_note(&ram, &[])), "6.1");
+    assert_eq!(release(by_note(&ram, None)), "6.1");
 }
 
 #[test]
 fn what_is_no_linux_is_told_so() {
     let mut ram = Ram::new();
-    assert!(matches!(by_note(&ram, &[]), Err(AttachError::NoVmcoreinfo)));
+    assert!(matches!(
+        by_note(&ram, None),
+        Err(AttachError::NoVmcoreinfo)
+    ));
     ram.put_note(4 << 20, "OSRELEASE=6.1\nSYMBOL(_stext)=ffffffff81000000\n");
     assert!(matches!(
-        by_note(&ram, &[]),
+        by_note(&ram, None),
         Err(AttachError::Vmcoreinfo("phys_base"))
     ));
     // A length that is a lie, at the end of RAM.
@@ -162,21 +185,16 @@ fn what_is_no_linux_is_told_so() {
         ]
         .concat(),
     );
-    assert!(by_note(&ram, &[]).is_err());
+    assert!(by_note(&ram, None).is_err());
 }
 
 #[test]
 fn an_image_ends_where_its_mapping_does() {
     let mut ram = Ram::new();
     ram.put_kernel("6.1", 8 << 20, 1 << 20, 40 << 20);
-    let found = by_note(&ram, &[]).unwrap();
+    let found = by_note(&ram, None).unwrap();
     let space = Space::new(&ram, found.table);
-    assert_eq!(
-        read_image(&space, found.stext).unwrap().len() as u64,
-        IMAGE_STEP
-    );
-    assert!(matches!(
-        read_image(&space, Gva(0x1000)),
-        Err(AttachError::Image { .. })
-    ));
+    let image = MappedImage::at(&space, found.stext).unwrap();
+    assert_eq!(image.read(&ram).unwrap().len() as u64, IMAGE_STEP);
+    assert_eq!(MappedImage::at(&space, Gva(0x1000)), None);
 }
