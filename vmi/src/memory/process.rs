@@ -12,33 +12,9 @@ const IOVECS_MAX: usize = 1024;
 /// Fills `out` from addresses of a process, the same number of bytes from each.
 pub(super) fn read_each(pid: i32, from: &[u64], out: &mut [u8]) -> Result<(), MemoryError> {
     let each = out.len() / from.len().max(1);
-    if each == 0 {
-        return Ok(());
-    }
-    for (from, out) in from
-        .chunks(IOVECS_MAX)
-        .zip(out.chunks_mut(each * IOVECS_MAX))
-    {
-        read_batch(pid, from, each, out)?;
-    }
-    Ok(())
-}
-
-fn read_batch(pid: i32, from: &[u64], each: usize, out: &mut [u8]) -> Result<(), MemoryError> {
-    let mut remote: Vec<libc::iovec> = from
-        .iter()
-        .map(|&at| libc::iovec {
-            iov_base: at as *mut libc::c_void,
-            iov_len: each,
-        })
-        .collect();
     let mut done = 0;
-    while done < out.len() {
-        // What was read before, in part or whole, is not asked for again.
-        let first = done / each;
-        let address = from[first] + (done % each) as u64;
-        remote[first].iov_base = address as *mut libc::c_void;
-        remote[first].iov_len = each - done % each;
+    while each > 0 && done < out.len() {
+        let remote = spans(&from[done / each..], each, done % each);
         let rest = &mut out[done..];
         let local = libc::iovec {
             iov_base: rest.as_mut_ptr().cast(),
@@ -51,14 +27,14 @@ fn read_batch(pid: i32, from: &[u64], each: usize, out: &mut [u8]) -> Result<(),
                 pid,
                 &local,
                 1,
-                remote[first..].as_ptr(),
-                (remote.len() - first) as libc::c_ulong,
+                remote.as_ptr(),
+                remote.len() as libc::c_ulong,
                 0,
             )
         };
         let failed = |source| MemoryError::Process {
             pid,
-            address,
+            address: remote[0].iov_base as u64,
             bytes: rest.len(),
             source,
         };
@@ -69,6 +45,30 @@ fn read_batch(pid: i32, from: &[u64], each: usize, out: &mut [u8]) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// What one call reads, the first `skip` bytes left out: pieces that follow each other are one, since the kernel looks
+/// each up by itself.
+fn spans(from: &[u64], each: usize, skip: usize) -> Vec<libc::iovec> {
+    let mut spans: Vec<libc::iovec> = Vec::new();
+    let pieces = from.iter().enumerate().map(|(i, &at)| match i {
+        0 => (at.wrapping_add(skip as u64), each - skip),
+        _ => (at, each),
+    });
+    for (at, bytes) in pieces {
+        let is_full = spans.len() == IOVECS_MAX;
+        match spans.last_mut() {
+            Some(last) if (last.iov_base as u64).wrapping_add(last.iov_len as u64) == at => {
+                last.iov_len += bytes;
+            }
+            _ if is_full => break,
+            _ => spans.push(libc::iovec {
+                iov_base: at as *mut libc::c_void,
+                iov_len: bytes,
+            }),
+        }
+    }
+    spans
 }
 
 #[cfg(test)]
@@ -89,6 +89,24 @@ mod tests {
         for (at, got) in from.iter().zip(out.chunks_exact(16)) {
             let start = (at - base) as usize;
             assert_eq!(got, &data[start..start + 16]);
+        }
+    }
+
+    #[test]
+    fn neighbours_are_one_span() {
+        let spans = spans(&[100, 110, 90, 100, 300], 10, 4);
+        let spans = spans
+            .iter()
+            .map(|span| (span.iov_base as u64, span.iov_len));
+        assert_eq!(spans.collect::<Vec<_>>(), [(104, 16), (90, 20), (300, 10)]);
+        let data: Vec<u8> = (0..4096u32 * 3).map(|i| (i % 251) as u8).collect();
+        let base = data.as_ptr() as u64;
+        let from: Vec<u64> = (0..24).map(|i| base + i / 3 * 1024 + i % 3 * 256).collect();
+        let mut out = vec![0; from.len() * 256];
+        read_each(own_pid(), &from, &mut out).unwrap();
+        for (at, got) in from.iter().zip(out.chunks_exact(256)) {
+            let start = (at - base) as usize;
+            assert_eq!(got, &data[start..start + 256]);
         }
     }
 

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use super::{HEADER_BYTES, Kind, WireError, parse_header};
 
 /// Room for bytes from the connection, where a frame needs no more.
-pub const READ_BYTES: usize = 512 << 10;
+pub const READ_BYTES: usize = 256 << 10;
 
 /// What was read of a connection and not yet taken out of it.
 #[derive(Debug, Default)]

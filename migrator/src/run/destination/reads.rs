@@ -16,7 +16,7 @@ use crate::run::storage::Storage;
 /// carry a second time at the end, when the source steals what is being read.
 const READS_MAX: usize = 64;
 const READ_BYTES_MAX: u32 = 256 << 10;
-pub(in crate::run) const READING_BYTES_MAX: u64 = 6 << 20;
+pub(in crate::run) const READING_BYTES_MAX: u64 = 5 << 20;
 
 /// What of the plan is read, is being read, and is left.
 pub(in crate::run) struct Reads {
